@@ -1,0 +1,44 @@
+"""Two import packages from one source tree: `cdpvae` and `cdpvae_kernels`.
+
+`kernels/` itself is deliberately not a package: a top-level package of that name would shadow the
+Hugging Face library `kernels`, through which transformers loads hub kernels.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="cdpvae",
+    version="0.1.0",
+    description="A large language model with a latent space: soft-prompt VAE training with DeepSpeed",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cdpvae", "cdpvae.*"])
+    + find_packages(where="kernels", include=["cdpvae_kernels", "cdpvae_kernels.*"]),
+    package_dir={"cdpvae": "cdpvae", "cdpvae_kernels": "kernels/cdpvae_kernels"},
+    package_data={"cdpvae": ["configs/*.json"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "tokenizers",
+        "peft>=0.21",
+        "deepspeed>=0.19",
+        "datasets>=5.0",
+        "safetensors",
+        "huggingface_hub",
+        "pydantic>=2.10",
+        "tyro>=1.0",
+        "tensorboard",
+        "sacrebleu",
+        "rouge-score",
+        "matplotlib",
+        "tqdm",
+        "numpy",
+        "ninja",
+        "setuptools",
+    ],
+    extras_require={
+        "gpu": ["triton>=3.6", "flash-attn"],
+        "test": ["pytest", "pytest-timeout", "ruff"],
+        "bench": ["triton>=3.6", "liger-kernel", "pandas"],
+    },
+)
