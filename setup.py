@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 setup(
     name="cdpvae",
     version="0.1.0",
-    description="A large language model with a latent space: soft-prompt VAE training with DeepSpeed",
+    description="A large language model with a latent space: a soft-prompt VAE under DeepSpeed",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["cdpvae", "cdpvae.*"])
@@ -33,6 +33,7 @@ setup(
         "matplotlib",
         "tqdm",
         "numpy",
+        "pyarrow",
         "ninja",
         "setuptools",
     ],

@@ -1,0 +1,75 @@
+"""cdpvae: a Llama with a latent space.
+
+A text goes in; a small Gaussian code z comes out; a Llama, conditioned on z through soft prompts,
+writes text back.
+
+    from cdpvae import LlamaSoftPromptVAE, ModelConfig
+
+Names load on first use, so that `import cdpvae` costs nothing and needs no heavy dependency.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "cdpvae.config": (
+        "AugmentationConfig",
+        "CollapseConfig",
+        "DataConfig",
+        "LossConfig",
+        "ModelConfig",
+        "Settings",
+        "SettingsError",
+        "TrainingConfig",
+    ),
+    "cdpvae.batch": (
+        "LossTerms",
+        "PackedText",
+        "Posterior",
+        "SpecialTokens",
+        "StepPlan",
+        "VAEBatch",
+    ),
+    "cdpvae.model": (
+        "AttentionPooling",
+        "DeepPrefixProjector",
+        "LlamaSoftPromptVAE",
+        "SoftPromptProjector",
+        "VAEOutput",
+        "VariationalEncoder",
+    ),
+    "cdpvae.loss": (
+        "CyclicalAnnealingSchedule",
+        "FreeBitsKL",
+        "InfoNCELoss",
+        "MomentumQueue",
+        "SoftPromptVAELoss",
+        "compute_bow_loss",
+    ),
+    "cdpvae.metrics": ("ActiveUnitsCounter", "LatentStatistics", "ReconstructionMetrics"),
+    "cdpvae.augmentation": ("TextAugmenter",),
+    "cdpvae.collapse": ("AdaptiveInterventionScheduler", "CollapseMetrics", "CollapseMonitor"),
+    "cdpvae.data": (
+        "DynamicPaddingCollator",
+        "InstructionDataset",
+        "LlamaTokenizerWrapper",
+        "PreprocessedDataset",
+        "VAECollator",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *sorted(_MODULE_OF)]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'cdpvae' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -103,6 +103,10 @@ class PackedText:
         ids[mask] = self.ids
         return ids, mask.long()
 
+    def to(self, device: torch.device | str) -> PackedText:
+        """The same sequences on another device."""
+        return _move(self, device)
+
     def rows(self) -> list[Tensor]:
         """The B sequences as views."""
         return list(self.ids.split(self.lengths.tolist()))
@@ -143,9 +147,7 @@ class VAEBatch:
         return self.response.num_rows
 
     @classmethod
-    def build(
-        cls, instruction: PackedText, response: PackedText, sample_index: Tensor
-    ) -> VAEBatch:
+    def build(cls, instruction: PackedText, response: PackedText, sample_index: Tensor) -> VAEBatch:
         """A batch without an augmented view; targets are read off the response."""
         target_rows, targets = next_token_targets(response)
         return cls(instruction, response, None, sample_index, target_rows, targets)

@@ -217,9 +217,7 @@ class TrainingConfig(_Group):
     eval_rows: int = Field(512, ge=0, description="validation rows per evaluation; 0 is off")
     sample_rows: int = Field(2, ge=0, description="sample generations per evaluation")
     sample_max_length: int = Field(64, ge=1, description="tokens per sample generation")
-    resume: str | None = Field(
-        None, description="continue: 'latest', or a checkpoint directory"
-    )
+    resume: str | None = Field(None, description="continue: 'latest', or a checkpoint directory")
     stop_after: int | None = Field(
         None, ge=1, description="save and stop after this many steps of the planned schedule"
     )

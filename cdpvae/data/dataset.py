@@ -1,0 +1,204 @@
+"""Data sets of token ids: from processed Arrow files, or from texts in memory.
+
+Both hold two `TokenColumn`s, numpy views that make reading a row a slice: `PreprocessedDataset`'s
+are memory-mapped, so that ranks on one machine share the pages and nothing is copied at start.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from cdpvae.data.formats import Example
+from cdpvae.data.tokenization import LlamaTokenizerWrapper
+
+MANIFEST = "manifest.json"
+SCHEMA = 1  # of the columns and the manifest
+SPLITS = ("train", "validation")
+TOKEN_COLUMNS = ("instruction_ids", "response_ids")
+
+
+class TokenColumn:
+    """Rows of token ids, as slices of a few flat int32 arrays.
+
+    chunks: (values (tokens,), offsets (rows+1,)) pairs; offsets index into values.
+    """
+
+    def __init__(self, chunks: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._chunks = [chunk for chunk in chunks if len(chunk[1]) > 1]
+        sizes = [len(offsets) - 1 for _, offsets in self._chunks]
+        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).tolist()
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenColumn:
+        """Flatten lists of ids."""
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        flat = [token for row in rows for token in row]
+        return cls([(np.array(flat, dtype=np.int32), offsets)])
+
+    @classmethod
+    def from_arrow(cls, column: pa.ChunkedArray) -> TokenColumn:
+        """Views of a list<int32> column; no copy."""
+        return cls(
+            [
+                (chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy())
+                for chunk in column.chunks
+            ]
+        )
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Row `index` as an int32 view."""
+        chunk = bisect_right(self._starts, index) - 1
+        values, offsets = self._chunks[chunk]
+        row = index - self._starts[chunk]
+        return values[offsets[row] : offsets[row + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(rows,) int32 tokens per row."""
+        parts = [np.diff(offsets).astype(np.int32) for _, offsets in self._chunks]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+
+
+class _TokenDataset:
+    """What the loader needs of a data set: rows, their lengths, and whose tokens they are.
+
+    instruction_lengths, response_lengths: (rows,) int32 tokens, BOS and EOS counted.
+    """
+
+    def __init__(
+        self,
+        instruction: TokenColumn,
+        response: TokenColumn,
+        tokenizer_name: str,
+        tokenizer_fingerprint: str,
+    ) -> None:
+        self._instruction = instruction
+        self._response = response
+        self.instruction_lengths = instruction.lengths
+        self.response_lengths = response.lengths
+        self.tokenizer_name = tokenizer_name
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+
+    def __len__(self) -> int:
+        return len(self._response)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        """instruction_ids and response_ids of one row. Raises IndexError beyond the last."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a data set of {len(self)} rows")
+        row = self.rows([index % len(self)])[0]
+        return {name: ids.tolist() for name, ids in row.items()}
+
+    def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
+        """The same for many rows, as int32 arrays (views, not to be written to)."""
+        return [
+            {"instruction_ids": self._instruction[i], "response_ids": self._response[i]}
+            for i in indices
+        ]
+
+    def check_tokenizer(self, wrapper: LlamaTokenizerWrapper) -> None:
+        """Raise ValueError when the rows were tokenised by another tokenizer."""
+        if wrapper.fingerprint() != self.tokenizer_fingerprint:
+            raise ValueError(
+                f"the data was tokenised by {self.tokenizer_name} "
+                f"({self.tokenizer_fingerprint[:12]}), this is {wrapper.name} "
+                f"({wrapper.fingerprint()[:12]}); preprocess again with this tokenizer"
+            )
+
+
+class PreprocessedDataset(_TokenDataset):
+    """One split of what `cdpvae.preprocess` wrote, memory-mapped.
+
+    Raises ValueError when the directory or the split is missing or is something else.
+    """
+
+    def __init__(self, path: str | Path, split: Literal["train", "validation"] = "train") -> None:
+        from datasets import load_from_disk
+
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+        self.path, self.split = Path(path), split
+        self.manifest = read_manifest(self.path)
+        if not self.manifest["counts"][split]:
+            raise ValueError(f"processed data {self.path}: the {split} split has no rows")
+        try:
+            table = load_from_disk(str(self.path / split)).data
+        except OSError as error:
+            raise ValueError(
+                f"processed data {self.path / split}: cannot be read: {error}"
+            ) from None
+        missing = [name for name in TOKEN_COLUMNS if name not in table.column_names]
+        if missing:
+            raise ValueError(
+                f"processed data {self.path / split}: no column {', '.join(missing)}; "
+                f"found {', '.join(table.column_names)}"
+            )
+        instruction, response = (TokenColumn.from_arrow(table.column(n)) for n in TOKEN_COLUMNS)
+        tokenizer = self.manifest["tokenizer"]
+        super().__init__(instruction, response, tokenizer["name"], tokenizer["fingerprint"])
+
+
+class InstructionDataset(_TokenDataset):
+    """Raw (instruction, response) pairs, tokenised and truncated in memory.
+
+    target: "response", or "reconstruction" (the encoder reads the response too).
+    """
+
+    def __init__(
+        self,
+        examples: Iterable[Example | tuple[str, str]],
+        wrapper: LlamaTokenizerWrapper,
+        target: Literal["response", "reconstruction"] = "response",
+    ) -> None:
+        pairs = [
+            (e.instruction, e.response) if isinstance(e, Example) else tuple(e) for e in examples
+        ]
+        examples = [apply_target(Example(*pair), target) for pair in pairs]
+        instruction = wrapper.encode_instructions([e.instruction for e in examples])
+        response = wrapper.encode_responses([e.response for e in examples])
+        super().__init__(
+            TokenColumn.from_lists(instruction),
+            TokenColumn.from_lists(response),
+            wrapper.name,
+            wrapper.fingerprint(),
+        )
+
+
+def apply_target(example: Example, target: str) -> Example:
+    """What the encoder reads and the decoder writes under `target`."""
+    if target == "response":
+        return example
+    if target == "reconstruction":
+        return Example(example.response, example.response)
+    raise ValueError(f"target={target!r} must be response or reconstruction")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a processed directory. Raises ValueError when there is none of this kind."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path} holds no processed data ({MANIFEST} is missing); write it with "
+            f"python -m cdpvae.preprocess --processed-dir {path}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path / MANIFEST}: cannot be read: {error}") from None
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path / MANIFEST}: schema={schema!r}, this version reads {SCHEMA}; preprocess again "
+            "into another directory"
+        )
+    return manifest

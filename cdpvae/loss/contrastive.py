@@ -1,0 +1,162 @@
+"""InfoNCE between the posterior means of a text and of its augmented view.
+
+Each anchor must pick its own positive among all candidates: the positives of the global
+micro-batch and, optionally, a queue of past ones. One direction only, anchors against positives.
+log K - loss is a lower bound of the mutual information (van den Oord et al. 2018,
+"Representation Learning with Contrastive Predictive Coding", appendix A.1) and can never pass
+log K; a bound that sits at its cap says that there are too few candidates, not how much z knows.
+That is why `mi_bound` and `mi_cap` travel together.
+
+Legend: B local rows, K rows of all ranks, Q rows in the queue, Z latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InfoNCETerms:
+    """loss: () nats, carries the graph. mi_bound: () nats, mi_cap - loss, detached.
+
+    mi_cap: log(K + Q) in nats. positives: (K, Z), the gathered positives as they were compared
+    (normalised if so set), detached: what a queue takes.
+    """
+
+    loss: Tensor
+    mi_bound: Tensor
+    mi_cap: float
+    positives: Tensor
+
+
+class InfoNCELoss:
+    """-log of the softmax weight of the right candidate, mean over anchors.
+
+    temperature: divides the similarities; positive. normalize: L2-normalise rows, so that the
+    similarity is a cosine. Raises ValueError for a temperature that is not positive and finite.
+    """
+
+    def __init__(self, temperature: float = 0.07, normalize: bool = True) -> None:
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(
+                f"temperature={temperature}: it divides the similarities and must be finite and "
+                "above 0; the description's value is 0.07"
+            )
+        self.temperature = temperature
+        self.normalize = normalize
+
+    def __call__(
+        self,
+        anchor_BZ: Tensor,
+        positive_BZ: Tensor,
+        queue_QZ: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> InfoNCETerms:
+        """Row i of `positive_BZ` is the positive of row i of `anchor_BZ`, both (B, Z), B >= 1.
+
+        queue_QZ: (Q, Z) further negatives, no gradient, taken as they are. gather: rows of all
+        ranks, see `elbo.py`; None means local. Computes in fp32 (fp64 for fp64 inputs).
+        Raises ValueError for wrong shapes.
+        """
+        if anchor_BZ.dim() != 2 or anchor_BZ.shape != positive_BZ.shape or not len(anchor_BZ):
+            raise ValueError(
+                f"anchor {tuple(anchor_BZ.shape)} and positive {tuple(positive_BZ.shape)} must "
+                "both be (batch, latent_dim) with at least one row"
+            )
+        anchor_KZ = self._rows(anchor_BZ, gather)
+        positive_KZ = self._rows(positive_BZ, gather)
+        candidates = positive_KZ
+        if queue_QZ is not None:
+            candidates = torch.cat((positive_KZ, _checked_queue(queue_QZ, positive_KZ)))
+        similarity = anchor_KZ @ candidates.t() / self.temperature
+        own = torch.arange(similarity.shape[0], device=similarity.device)
+        loss = F.cross_entropy(similarity, own)
+        mi_cap = math.log(similarity.shape[1])
+        return InfoNCETerms(loss, mi_cap - loss.detach(), mi_cap, positive_KZ.detach())
+
+    def _rows(self, rows_BZ: Tensor, gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+        rows = rows_BZ.to(torch.promote_types(rows_BZ.dtype, torch.float32))
+        if self.normalize:
+            rows = F.normalize(rows, dim=-1)
+        return rows if gather is None else gather(rows)
+
+
+def _checked_queue(queue_QZ: Tensor, like_KZ: Tensor) -> Tensor:
+    if queue_QZ.dim() != 2 or queue_QZ.shape[1] != like_KZ.shape[1]:
+        raise ValueError(
+            f"queue has shape {tuple(queue_QZ.shape)}; it must be (rows, {like_KZ.shape[1]})"
+        )
+    return queue_QZ.detach().to(like_KZ)
+
+
+class MomentumQueue:
+    """The last `size` positives, first in, first out; more negatives for InfoNCE at no forward.
+
+    He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning". There is
+    no momentum encoder here: the backbone is frozen, so the features drift only with the small
+    posterior network, and rows are as old as size / (rows of a global micro-batch) micro-batches.
+
+    size: rows kept; 0 keeps none. dim: Z. Rows are fp32 and follow the device of the last push.
+    Raises ValueError for a negative size or a dim below 1.
+    """
+
+    def __init__(self, size: int = 0, *, dim: int) -> None:
+        if size < 0:
+            raise ValueError(f"size={size}: a queue holds at least 0 rows; 0 switches it off")
+        if dim < 1:
+            raise ValueError(f"dim={dim}: rows of a queue need at least one dimension")
+        self.size = size
+        self.dim = dim
+        self._rows = torch.empty(0, dim, dtype=torch.float32)
+
+    def __len__(self) -> int:
+        return self._rows.shape[0]
+
+    def push(self, rows_KZ: Tensor) -> None:
+        """Append rows (K, dim) in their order; the oldest leave. Of more than `size`, the newest.
+
+        Every rank must push the same rows, the gathered ones, so that the queues stay alike.
+        Raises ValueError for another shape.
+        """
+        if rows_KZ.dim() != 2 or rows_KZ.shape[1] != self.dim:
+            raise ValueError(f"pushed rows {tuple(rows_KZ.shape)}; they must be (rows, {self.dim})")
+        if self.size == 0:
+            return
+        new = rows_KZ.detach().to(torch.float32)
+        # `cat` copies, and the slice is copied again so that what has left frees its memory.
+        self._rows = torch.cat((self._rows.to(new.device), new))[-self.size :].clone()
+
+    def rows(self) -> Tensor | None:
+        """The rows held, (n, dim) fp32, oldest first; None while there are none."""
+        return self._rows if len(self) else None
+
+    def state_dict(self) -> dict[str, int | Tensor]:
+        """Plain integers and one tensor, for a checkpoint."""
+        return {"size": self.size, "dim": self.dim, "rows": self._rows.clone()}
+
+    def load_state_dict(self, state: dict[str, int | Tensor]) -> None:
+        """Take over what `state_dict` of a queue of the same size and dim gave.
+
+        Raises ValueError for missing keys, another size or dim, or rows that do not fit.
+        """
+        missing = {"size", "dim", "rows"} - state.keys()
+        if missing:
+            raise ValueError(f"queue state lacks {sorted(missing)}; it holds {sorted(state)}")
+        if (state["size"], state["dim"]) != (self.size, self.dim):
+            raise ValueError(
+                f"the saved queue has size {state['size']} and dim {state['dim']}, this one "
+                f"{self.size} and {self.dim}; resume with the settings of the saved run"
+            )
+        rows = state["rows"]
+        if rows.dim() != 2 or rows.shape[1] != self.dim or rows.shape[0] > self.size:
+            raise ValueError(
+                f"the saved rows are {tuple(rows.shape)}; they must be (at most {self.size}, "
+                f"{self.dim})"
+            )
+        self._rows = rows.detach().to(torch.float32, copy=True)

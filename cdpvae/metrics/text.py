@@ -1,0 +1,75 @@
+"""Scores of generated text against references, each from 0 to 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+
+
+@dataclass(frozen=True)
+class TextScores:
+    """bleu4: corpus BLEU (sacreBLEU, `signature`). rouge_l: mean F1. exact_match: share of equal
+    texts. token_accuracy: equal ids at equal positions over reference length; None without ids."""
+
+    bleu4: float
+    rouge_l: float
+    exact_match: float
+    token_accuracy: float | None
+    signature: str
+    texts: int
+
+
+class ReconstructionMetrics:
+    """Collects hypothesis/reference pairs, then scores them as one corpus.
+
+    BLEU: Papineni et al. 2002, tokenised and smoothed as sacreBLEU's signature says (Post 2018).
+    ROUGE-L: Lin 2004, F1 of the longest common subsequence, with stemming off.
+    """
+
+    def __init__(self) -> None:
+        self._hypotheses: list[str] = []
+        self._references: list[str] = []
+        self._equal_ids = self._reference_ids = 0
+        self._rouge = RougeScorer(["rougeL"], use_stemmer=False)
+
+    def update(
+        self,
+        hypotheses: Sequence[str],
+        references: Sequence[str],
+        hypothesis_ids: Sequence[Sequence[int]] | None = None,
+        reference_ids: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Texts, and their ids without special tokens where token accuracy is wanted.
+
+        Raises ValueError when the lists differ in length.
+        """
+        lists = (hypotheses, references, hypothesis_ids, reference_ids)
+        lengths = {len(values) for values in lists if values is not None}
+        if len(lengths) != 1:
+            raise ValueError(f"lists of {sorted(lengths)} texts; give one reference per hypothesis")
+        self._hypotheses += hypotheses
+        self._references += references
+        if hypothesis_ids is not None and reference_ids is not None:
+            for ours, theirs in zip(hypothesis_ids, reference_ids, strict=True):
+                self._equal_ids += sum(a == b for a, b in zip(ours, theirs, strict=False))
+                self._reference_ids += len(theirs)
+
+    def compute(self) -> TextScores:
+        """Raises ValueError when no text was given."""
+        if not self._references:
+            raise ValueError("no text to score; call update first")
+        bleu = BLEU()
+        corpus = bleu.corpus_score(self._hypotheses, [self._references])
+        pairs = list(zip(self._hypotheses, self._references, strict=True))
+        rouge = [self._rouge.score(ref, hyp)["rougeL"].fmeasure for hyp, ref in pairs]
+        return TextScores(
+            bleu4=corpus.score / 100,
+            rouge_l=sum(rouge) / len(rouge),
+            exact_match=sum(hyp == ref for hyp, ref in pairs) / len(pairs),
+            token_accuracy=self._equal_ids / self._reference_ids if self._reference_ids else None,
+            signature=str(bleu.get_signature()),
+            texts=len(pairs),
+        )

@@ -1,0 +1,50 @@
+"""Turn records into the processed data that training reads.
+
+    python -m cdpvae.preprocess --phase 1
+    python -m cdpvae.preprocess --input records.jsonl more.json.gz --tokenizer DIR \\
+        --processed-dir processed/mine --max-samples 10000
+
+Formats, filters and what becomes of every record: `cdpvae/data/`. The result is reused when
+inputs and settings are the same; `--overwrite` replaces what other settings wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from cdpvae.cli import parse_settings_and, run
+
+
+@dataclasses.dataclass
+class PreprocessOptions:
+    """Flags beside the settings."""
+
+    overwrite: bool = False
+    """replace processed data that other settings or inputs wrote"""
+
+
+def preprocess(argv: Sequence[str] | None = None) -> None:
+    """Parse, process, print a table. Raises ValueError for what a user can cause."""
+    settings, options = parse_settings_and(
+        PreprocessOptions, "Turn records into the processed data that training reads.", argv
+    )
+    # Heavy imports wait until the settings are known to be good.
+    from cdpvae.data import LlamaTokenizerWrapper
+    from cdpvae.data.pipeline import preprocess as process
+    from cdpvae.data.report import report
+
+    data, model = settings.data, settings.model
+    wrapper = LlamaTokenizerWrapper.from_pretrained(
+        model.tokenizer or model.backbone, data.max_instruction_tokens, data.max_response_tokens
+    )
+    print(report(process(data, wrapper, overwrite=options.overwrite)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(preprocess, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Train a cdpvae under DeepSpeed ZeRO-2.
+
+    deepspeed --num_gpus 2 --module cdpvae.train --phase 1
+    torchrun --nproc_per_node 2 -m cdpvae.train --phase 1
+    python -m cdpvae.train --phase 1                         one process
+
+Reads the processed data of `python -m cdpvae.preprocess`, writes checkpoints and logs below
+`--output-dir`. `--resume latest` continues bit for bit. `--print-config` shows every setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from cdpvae.cli import parse_settings_and, run
+
+
+@dataclasses.dataclass
+class TrainOptions:
+    """No flags beside the settings."""
+
+
+def train(argv: Sequence[str] | None = None) -> None:
+    """Parse, build, train. Raises ValueError for what a user can cause."""
+    settings, _ = parse_settings_and(TrainOptions, "Train a cdpvae under DeepSpeed ZeRO-2.", argv)
+    # Heavy imports wait until the settings are known to be good.
+    from cdpvae.training.distributed import close_world, init_world
+    from cdpvae.training.setup import build_trainer
+
+    world = init_world()
+    try:
+        trainer = build_trainer(settings, world)
+        state = trainer.run()
+        trainer.telemetry.say(f"done: {state.step} steps, {state.skipped} refused")
+        trainer.telemetry.close()
+    finally:
+        close_world()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(train, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

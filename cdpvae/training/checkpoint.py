@@ -1,0 +1,255 @@
+"""Checkpoints that can be trusted: complete, verified, and enough to continue bit for bit.
+
+    checkpoint-{step}/
+      config.json heads.safetensors adapter_*      the model, as `save_pretrained` writes it
+      tokenizer/ settings.json                     what it takes to use it
+      state.json                                   step, epoch, position, world size
+      rank_{r}.pt                                  RNG of every rank; shared: monitor, queue
+      deepspeed/                                   ZeRO shards, for resuming only
+      manifest.json                                size and SHA-256 of every file
+
+A checkpoint is written under another name, hashed, synced to disk and renamed; only then does
+`latest` point to it. Loading verifies the manifest first, and reads every pickled file with
+`weights_only=True` and three allow-listed classes before DeepSpeed, which never does, sees it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdpvae.config import Settings
+from cdpvae.training.distributed import World, barrier
+
+PREFIX = "checkpoint-"
+MANIFEST = "manifest.json"
+DS_TAG = "state"
+
+# What may differ between a run and its continuation without changing a single bit of it.
+FREE_TO_CHANGE = {
+    "training": {
+        "output_dir",
+        "resume",
+        "save_steps",
+        "stop_after",
+        "keep_checkpoints",
+        "logging_steps",
+        "eval_steps",
+        "eval_rows",
+        "sample_rows",
+        "sample_max_length",
+    },
+    "data": {"processed_dir", "max_samples", "input", "data_workers"},
+}
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. step: optimizer steps that happened. skipped: steps refused (NaN)."""
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    skipped: int = 0
+
+
+def rng_state() -> dict[str, Any]:
+    """Every generator of this process, as tensors, ints and strings."""
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    version, internal, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo of `rng_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+class CheckpointManager:
+    """Writes, finds, verifies and removes the checkpoints of one output directory."""
+
+    def __init__(self, settings: Settings, world: World):
+        self.settings = settings
+        self.world = world
+        self.root = Path(settings.training.output_dir)
+
+    def save(self, engine, state: TrainState, shared: dict[str, Any], tokenizer) -> Path:
+        """All ranks call it. shared: state that is equal on every rank. -> the directory.
+
+        engine.module.model is saved for use, the engine itself for resuming.
+        """
+        final = self.root / f"{PREFIX}{state.step}"
+        temporary = self.root / f".{final.name}.writing"
+        if self.world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        barrier()
+        engine.save_checkpoint(
+            str(temporary / "deepspeed"), tag=DS_TAG, exclude_frozen_parameters=True
+        )
+        rank_file = temporary / f"rank_{self.world.rank}.pt"
+        torch.save({"rng": rng_state(), "shared": shared}, rank_file)
+        if self.world.is_main:
+            engine.module.model.save_pretrained(temporary)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(temporary / "tokenizer")
+            (temporary / "settings.json").write_text(self.settings.dump())
+            content = {**asdict(state), "world_size": self.world.world_size}
+            (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")
+        barrier()
+        if self.world.is_main:
+            publish(temporary, final)
+            write_atomically(self.root / "latest", final.name + "\n")
+            self._retire()
+        barrier()
+        return final
+
+    def _retire(self) -> None:
+        keep = self.settings.training.keep_checkpoints
+        if keep is not None:
+            for old in self.existing()[:-keep]:
+                shutil.rmtree(old)
+
+    def existing(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = [p for p in self.root.glob(f"{PREFIX}*") if (p / MANIFEST).exists()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
+
+    def find(self, resume: str) -> Path:
+        """'latest' or a directory -> a checkpoint. Raises ValueError when there is none."""
+        if resume != "latest":
+            path = Path(resume)
+            if not path.is_dir():
+                raise ValueError(f"resume={resume!r}: no such checkpoint directory")
+            return path
+        pointer = self.root / "latest"
+        if not pointer.exists():
+            raise ValueError(
+                f"resume='latest': {self.root} holds no checkpoint; leave --resume out to start"
+            )
+        return self.root / pointer.read_text().strip()
+
+    def load(self, engine, path: Path) -> tuple[TrainState, dict[str, Any]]:
+        """Verify, then restore engine and RNG -> where the run stood, and the shared state.
+
+        Raises ValueError: damaged, other world size, or settings that would change the run.
+        """
+        verify(path)
+        content = json.loads((path / "state.json").read_text())
+        world_size = content.pop("world_size")
+        if world_size != self.world.world_size:
+            raise ValueError(
+                f"{path}: saved by {world_size} ranks, this run has {self.world.world_size}; "
+                "resume with the same number"
+            )
+        self._check_settings(path)
+        for file in sorted((path / "deepspeed").rglob("*.pt")):
+            read_pickle_safely(file)
+        loaded, _ = engine.load_checkpoint(
+            str(path / "deepspeed"), tag=DS_TAG, load_module_strict=False
+        )
+        if loaded is None:
+            raise ValueError(f"{path}: DeepSpeed found nothing to load under {DS_TAG!r}")
+        own = read_pickle_safely(path / f"rank_{self.world.rank}.pt")
+        set_rng_state(own["rng"])
+        return TrainState(**content), own["shared"]
+
+    def _check_settings(self, path: Path) -> None:
+        saved = json.loads((path / "settings.json").read_text())
+        now = json.loads(self.settings.dump())
+        for group, values in now.items():
+            for key, value in values.items():
+                if key in FREE_TO_CHANGE.get(group, set()):
+                    continue
+                if saved[group].get(key) != value:
+                    raise ValueError(
+                        f"resume {path}: {group}.{key}={value!r}, but the run was started with "
+                        f"{saved[group].get(key)!r}; a continuation keeps it"
+                    )
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Hash and sync every file, write the manifest, and give the directory its name."""
+    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    manifest = {
+        str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+        for p in files
+    }
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for path in [*files, temporary / MANIFEST, temporary]:
+        sync(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.rename(temporary, final)
+    sync(final.parent)
+
+
+def verify(path: Path) -> None:
+    """Compare every file with the manifest. Raises ValueError naming the first that differs."""
+    if not (path / MANIFEST).exists():
+        raise ValueError(f"{path}: no {MANIFEST}; it is no complete checkpoint")
+    for name, expected in json.loads((path / MANIFEST).read_text()).items():
+        file = path / name
+        if not file.exists():
+            raise ValueError(f"{path}: {name} is missing")
+        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+            raise ValueError(
+                f"{path}: {name} is damaged ({file.stat().st_size} bytes, expected "
+                f"{expected['bytes']}, or another content); use an earlier checkpoint"
+            )
+
+
+def read_pickle_safely(path: Path) -> Any:
+    """torch.load that runs no code: tensors, plain containers and three DeepSpeed classes."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{path}: refused, not a plain state file: {reason}") from error
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Force a file or directory entry to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Readers see the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text)
+    sync(temporary)
+    os.replace(temporary, path)

@@ -1,0 +1,122 @@
+"""Ranks: how processes find each other, and the few collectives the trainer needs.
+
+One process started plainly sets its own rendezvous variables (DeepSpeed would ask for MPI);
+`deepspeed` and `torchrun` bring theirs.
+
+Legend: B rows of one rank, K rows of all ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Long enough for one rank to load an 8B backbone from a cold disk while the other waits.
+TIMEOUT = timedelta(minutes=60)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def init_world() -> World:
+    """Join the process group (NCCL on CUDA, gloo elsewhere); a lone process makes its own."""
+    cuda = torch.cuda.is_available()
+    if not cuda:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "RANK" not in os.environ:
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(_free_port()),
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda:
+        torch.cuda.set_device(local_rank)
+    import deepspeed  # after DS_ACCELERATOR is set: it picks its accelerator at import
+
+    if not dist.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo",
+            auto_mpi_discovery=False,
+            timeout=TIMEOUT,
+            verbose=False,
+        )
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    return World(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor) -> Tensor:
+        ctx.num_rows = rows.shape[0]
+        return all_gather_rows(rows)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        start = dist.get_rank() * ctx.num_rows
+        return grad[start : start + ctx.num_rows] * dist.get_world_size()
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """(B, ...) of every rank -> (K, ...) in rank order, differentiable.
+
+    Every rank must compute the same scalar from the gathered rows. The engine then averages
+    gradients over ranks, so each rank's own slice, times the world size, is the whole gradient and
+    backward needs no communication.
+    """
+    return _GatherRows.apply(rows)
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """(B, ...) of every rank, the same B everywhere -> (K, ...) in rank order; no gradient."""
+    rows = rows.detach().contiguous()
+    if dist.get_world_size() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum over ranks; the argument stays as it is."""
+    total = values.detach().clone()
+    if dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def close_world() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,82 @@
+"""AdamW over our own parameter groups, and the learning rate: warm-up, then cosine.
+
+Groups separate LoRA from the heads and decay from no decay. Empty groups are dropped (torch's
+schedulers fail on them) and a group holds one dtype (DeepSpeed promotes a mixed one silently).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cdpvae.config import TrainingConfig
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
+    """Trainable parameters as named groups; biases, norms, scales and queries do not decay.
+
+    Raises ValueError when nothing is trainable.
+    """
+    groups: dict[tuple[str, bool, torch.dtype], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = "lora" if "lora_" in name else "heads"
+            decays = parameter.dim() == 2
+            groups.setdefault((part, decays, parameter.dtype), []).append(parameter)
+    if not groups:
+        raise ValueError("the model has no trainable parameter")
+    heads_lr, lora_lr = config.learning_rate, config.lora_learning_rate or config.learning_rate
+    return [
+        {
+            "name": f"{part}{'' if decays else '_no_decay'}",
+            "params": parameters,
+            "lr": lora_lr if part == "lora" else heads_lr,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, decays, _), parameters in sorted(groups.items(), key=lambda item: str(item[0]))
+    ]
+
+
+def build_optimizer(groups: list[dict], config: TrainingConfig) -> torch.optim.AdamW:
+    """torch's AdamW (Loshchilov & Hutter 2019); fused where the parameters live on CUDA."""
+    return torch.optim.AdamW(
+        groups,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+        fused=groups[0]["params"][0].is_cuda,
+    )
+
+
+def learning_rate_factor(
+    base_lr: float, eta_min: float, total_steps: int, warmup_ratio: float
+) -> Callable[[int], float]:
+    """lr / base_lr as a function of the optimizer steps taken.
+
+    Linear from base_lr/warmup to base_lr over the warm-up, then half a cosine to eta_min at the
+    last step (Loshchilov & Hutter 2017).
+    """
+    warmup = int(total_steps * warmup_ratio)
+    floor = min(1.0, eta_min / base_lr)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
+) -> LambdaLR:
+    """One factor per group, as `eta_min` is absolute and the groups' rates may differ."""
+    factors = [
+        learning_rate_factor(group["lr"], config.eta_min, total_steps, config.warmup_ratio)
+        for group in optimizer.param_groups
+    ]
+    return LambdaLR(optimizer, factors)

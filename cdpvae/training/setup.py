@@ -1,0 +1,221 @@
+"""From settings to a trainer: the order matters.
+
+Everything that can refuse a run comes first and is cheap: settings, the backbone's config.json, the
+tokenizer, the data's fingerprint, the number of steps. Only then are weights loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from cdpvae.augmentation import TextAugmenter
+from cdpvae.batch import VAEBatch
+from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
+from cdpvae.config import Settings
+from cdpvae.data import (
+    LlamaTokenizerWrapper,
+    PreprocessedDataset,
+    VAECollator,
+    WindowLoader,
+    WindowSampler,
+    evaluation_batches,
+)
+from cdpvae.loss import SoftPromptVAELoss
+from cdpvae.model import Backbone, LlamaSoftPromptVAE, check_vocabulary
+from cdpvae.model.backbone import check_fits, load_llama_config
+from cdpvae.training.checkpoint import CheckpointManager
+from cdpvae.training.distributed import World
+from cdpvae.training.engine import build_engine, resolve_ds_config
+from cdpvae.training.loop import Trainer
+from cdpvae.training.reporter import Reporter
+from cdpvae.training.schedule import Planner
+from cdpvae.training.telemetry import Telemetry
+
+
+def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
+    """The loss of a run; its weights are those of the plan, step by step."""
+    loss, training = settings.loss, settings.training
+    return SoftPromptVAELoss(
+        latent_dim=settings.model.latent_dim,
+        free_bits=loss.free_bits,
+        loss_scale=loss.loss_scale,
+        bow_reduction=loss.bow_reduction,
+        bow_loss_weight=loss.bow_weight,
+        contrastive_weight=loss.contrastive_weight,
+        temperature=loss.temperature,
+        normalize=loss.normalize_latents,
+        queue_size=loss.queue_size,
+        micro_batches_per_step=training.gradient_accumulation_steps * world_size,
+        impl=None if settings.model.kernels == "auto" else settings.model.kernels,
+    )
+
+
+def planned_steps(settings: Settings, steps_per_epoch: int) -> int:
+    """Optimizer steps of the whole schedule."""
+    training = settings.training
+    return training.max_steps or training.num_epochs * steps_per_epoch
+
+
+def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, dict[str, PreprocessedDataset]]:
+    """Tokenizer and splits, checked against each other and the backbone's vocabulary."""
+    model, data = settings.model, settings.data
+    llama = load_llama_config(model.backbone)
+    check_fits(llama, model)
+    name = model.tokenizer or model.backbone
+    tokenizer = LlamaTokenizerWrapper.from_pretrained(name)
+    check_vocabulary(llama.vocab_size, tokenizer.special_tokens(), tokenizer.largest_id, str(name))
+    splits = {"train": PreprocessedDataset(data.processed, "train")}
+    if (Path(data.processed) / "validation").exists():
+        splits["validation"] = PreprocessedDataset(data.processed, "validation")
+    splits["train"].check_tokenizer(tokenizer)
+    return tokenizer, splits
+
+
+def build_trainer(settings: Settings, world: World) -> Trainer:
+    """Assemble a run, resumed where asked. Raises ValueError for whatever does not fit."""
+    training = settings.training
+    if training.num_threads:
+        torch.set_num_threads(training.num_threads)
+    torch.manual_seed(training.seed + world.rank)
+    resolve_ds_config(training, world)
+    checkpoints = CheckpointManager(settings, world)
+    resume_from = checkpoints.find(training.resume) if training.resume else None
+    if resume_from is None and (existing := checkpoints.existing()):
+        raise ValueError(
+            f"output_dir={training.output_dir!r} already holds {existing[-1].name}; continue it "
+            "with --resume latest, or choose another directory"
+        )
+    tokenizer, splits = open_data(settings)
+    collator = VAECollator()
+    train = splits["train"]
+    sampler = WindowSampler(
+        train.response_lengths,
+        train.instruction_lengths,
+        rows_per_micro_batch=training.per_device_batch_size,
+        grad_accum=training.gradient_accumulation_steps,
+        world_size=world.world_size,
+        seed=training.seed,
+    )
+    total_steps = planned_steps(settings, sampler.steps_per_epoch)
+    interventions = AdaptiveInterventionScheduler(
+        initial_bow_weight=settings.loss.bow_weight,
+        initial_contrastive_weight=settings.loss.contrastive_weight,
+        initial_word_dropout=settings.loss.word_dropout,
+        config=settings.collapse,
+    )
+    planner = Planner(settings, total_steps, interventions)
+    model = load_model(settings, tokenizer)
+    engine = build_engine(
+        model, build_loss(settings, world.world_size), training, total_steps, world
+    )
+    evaluation, samples = _evaluation_rows(settings, world, splits, collator)
+    telemetry = Telemetry(training.output_dir, world, _resumed_step(resume_from))
+    trainer = Trainer(
+        settings=settings,
+        world=world,
+        engine=engine,
+        loader=WindowLoader(train, collator, sampler, world.rank),
+        planner=planner,
+        monitor=CollapseMonitor(settings.model.latent_dim, settings.collapse),
+        interventions=interventions,
+        augmenter=_augmenter(settings, tokenizer),
+        checkpoints=checkpoints,
+        telemetry=telemetry,
+        reporter=Reporter(
+            settings, world, model, tokenizer, telemetry, evaluation, samples, total_steps
+        ),
+        tokenizer=tokenizer,
+        total_steps=total_steps,
+    )
+    if resume_from is not None:
+        trainer.resume(resume_from)
+    _say_what_starts(trainer, sampler, resume_from)
+    return trainer
+
+
+def load_model(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> LlamaSoftPromptVAE:
+    """Backbone weights in the compute dtype, heads and LoRA fresh from the seed."""
+    dtype = torch.bfloat16 if settings.training.precision == "bf16" else torch.float32
+    backbone = Backbone.load(settings.model, dtype)
+    # Every rank must start from the same heads; the ranks' own streams come afterwards.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.training.seed)
+        model = LlamaSoftPromptVAE(settings.model, backbone, tokenizer.special_tokens())
+    model.set_gradient_checkpointing(settings.training.gradient_checkpointing)
+    return model
+
+
+def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> TextAugmenter | None:
+    if not settings.augmentation.augmentation_probability:
+        return None
+    tokens = tokenizer.special_tokens()
+    return TextAugmenter(
+        settings.augmentation,
+        fill_id=tokens.unk,
+        pad_id=tokens.pad,
+        special_ids=tokens.special,
+        seed=settings.training.seed,
+    )
+
+
+def _evaluation_rows(
+    settings: Settings, world: World, splits: dict, collator: VAECollator
+) -> tuple[list[VAEBatch], VAEBatch | None]:
+    """This rank's share of the validation rows, and the rows whose texts are generated."""
+    training = settings.training
+    if not training.eval_rows or "validation" not in splits:
+        return [], None
+    split = splits["validation"]
+    rows = max(2, training.per_device_batch_size)
+    share = evaluation_batches(
+        split,
+        collator,
+        rows,
+        limit=training.eval_rows,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    samples = None
+    if training.sample_rows:
+        samples = next(
+            iter(
+                evaluation_batches(
+                    split, collator, training.sample_rows, limit=training.sample_rows
+                )
+            )
+        )
+    return list(share), samples
+
+
+def _resumed_step(path: Path | None) -> int:
+    return json.loads((path / "state.json").read_text())["step"] if path else 0
+
+
+def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | None) -> None:
+    settings, world = trainer.settings, trainer.world
+    model = trainer.engine.module.model
+    if world.is_main:
+        output = Path(settings.training.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "settings.json").write_text(settings.dump())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+    accum = settings.training.gradient_accumulation_steps
+    rows = settings.training.per_device_batch_size * accum * world.world_size
+    say = trainer.telemetry.say
+    say(
+        f"cdpvae: {world.world_size} rank(s) on {world.device.type}, {settings.training.precision},"
+        f" attention {model.backbone.attention_backend}, kernels {settings.model.kernels}"
+    )
+    say(
+        f"{trainable:,} trainable parameters ({lora:,} LoRA, scaling "
+        f"{settings.model.lora_scaling:g}), {rows} rows a step, {sampler.steps_per_epoch} steps an "
+        f"epoch, {trainer.total_steps} steps planned"
+    )
+    if settings.loss.bow_weight and settings.loss.bow_reduction == "bce":
+        say("bag of words: BCE averaged over the vocabulary, nearly inert when it is large")
+    if resumed is not None:
+        say(f"resumed from {resumed} at step {trainer.state.step}")

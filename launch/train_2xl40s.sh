@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Train on two L40S (48 GB each) of one machine with DeepSpeed ZeRO-2.
+#
+#   ./launch/train_2xl40s.sh --phase 1 --output-dir runs/phase1
+#   NUM_GPUS=1 ./launch/train_2xl40s.sh --phase 1
+#
+# Every setting of `python -m cdpvae.train --help` may follow. NCCL's variables are left alone: see
+# launch/nccl_pcie.sh for when the first all-reduce hangs. PYTORCH_NO_CUDA_MEMORY_CACHING is not set:
+# it turns the caching allocator off, and every tensor then costs a cudaMalloc and a cudaFree.
+# The workers get this script's process group, so that stopping the script stops them as well.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+trap 'trap - TERM INT; kill -- -$$ 2>/dev/null' TERM INT
+
+exec deepspeed --num_gpus "${NUM_GPUS:-2}" --module cdpvae.train \
+    --ds-config ds_configs/zero2_2xl40s.json "$@"

@@ -1,0 +1,77 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cdpvae.data import InstructionDataset, LlamaTokenizerWrapper, PreprocessedDataset
+from cdpvae.data.dataset import TokenColumn
+from cdpvae.data.formats import Example
+
+ROWS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        TokenColumn.from_lists(ROWS),
+        # several chunks, one of them empty, one a slice of a longer array
+        TokenColumn.from_arrow(
+            pa.chunked_array(
+                [
+                    pa.array(ROWS[:2], pa.list_(pa.int32())),
+                    pa.array([], pa.list_(pa.int32())),
+                    pa.array([[99], *ROWS[2:], [98]], pa.list_(pa.int32())).slice(1, 3),
+                ]
+            )
+        ),
+    ],
+    ids=["lists", "arrow"],
+)
+def test_token_column_reads_every_row(column):
+    assert [column[i].tolist() for i in range(len(column))] == ROWS
+    assert column.lengths.tolist() == [3, 1, 2, 4, 1] and column.lengths.dtype == np.int32
+
+
+def test_instruction_dataset_tokenises_and_truncates(wrapper):
+    short = LlamaTokenizerWrapper(wrapper.tokenizer, 6, 7)
+    pairs = [("Write a story.", "The old sailor sold bread."), Example("Say a.", "a")]
+    dataset = InstructionDataset(pairs, short)
+    assert len(dataset) == 2
+    assert dataset[0] == {
+        "instruction_ids": short.encode_instruction("Write a story."),
+        "response_ids": short.encode_response("The old sailor sold bread."),
+    }
+    assert dataset[-1]["response_ids"] == short.encode_response("a")
+    assert dataset.response_lengths.tolist() == [7, 3]
+    assert [row["response_ids"].tolist() for row in dataset.rows([1, 0])] == [
+        dataset[1]["response_ids"],
+        dataset[0]["response_ids"],
+    ]
+    with pytest.raises(IndexError):
+        dataset[2]
+
+
+def test_reconstruction_reads_what_it_writes(wrapper):
+    row = InstructionDataset([("ask", "reply")], wrapper, target="reconstruction")[0]
+    assert row["instruction_ids"] == wrapper.encode_instruction("reply")
+    assert row["response_ids"] == wrapper.encode_response("reply")
+    with pytest.raises(ValueError, match="target='both' must be response or reconstruction"):
+        InstructionDataset([("ask", "reply")], wrapper, target="both")
+
+
+def test_data_of_another_tokenizer_is_refused_naming_both(wrapper, build_tokenizer):
+    dataset = InstructionDataset([("ask", "reply")], wrapper)
+    dataset.check_tokenizer(wrapper)
+    other = LlamaTokenizerWrapper(build_tokenizer(("<x>",), bos_token="<s>", eos_token="</s>"))
+    other.name = "the-other"
+    with pytest.raises(ValueError, match=f"by {wrapper.name} .* this is the-other"):
+        dataset.check_tokenizer(other)
+
+
+def test_what_is_no_processed_data_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="python -m cdpvae.preprocess"):
+        PreprocessedDataset(tmp_path / "missing")
+    with pytest.raises(ValueError, match="split='test' must be one of train, validation"):
+        PreprocessedDataset(tmp_path, "test")
+    (tmp_path / "manifest.json").write_text('{"name": "something else"}')
+    with pytest.raises(ValueError, match="schema=None, this version reads 1"):
+        PreprocessedDataset(tmp_path)
