@@ -25,13 +25,13 @@ make_environment() {
     export PATH
 }
 
-# On machines without CUDA the launcher would count GPUs: tell it, and count processes instead.
+# Without CUDA the launcher would look for GPUs in vain: name the accelerator and count processes.
 launcher_for() {
     local ranks=$1
     if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
         echo "deepspeed --num_gpus $ranks --module"
     else
         export DS_ACCELERATOR=cpu
-        echo "deepspeed --num_accelerators $ranks --bind_cores_to_rank --module"
+        echo "deepspeed --num_accelerators $ranks --module"
     fi
 }
