@@ -23,6 +23,10 @@ make_environment() {
     # The deepspeed launcher and ninja start further programs by name.
     PATH="$PWD/.venv/bin:$PATH"
     export PATH
+    # DeepSpeed compiles a small operation at its first start. A killed compilation leaves a lock
+    # that later ones would wait for without end; in a folder of our own an old one can be removed.
+    export TORCH_EXTENSIONS_DIR="$PWD/.venv/torch_extensions"
+    find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +5 -delete 2>/dev/null || true
 }
 
 # Without CUDA the launcher would look for GPUs in vain: name the accelerator and count processes.

@@ -62,6 +62,13 @@ class TrainState:
     skipped: int = 0
 
 
+def seed_everything(seed: int) -> None:
+    """Seed every generator of this process; what `rng_state` saves then depends on nothing else."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def rng_state() -> dict[str, Any]:
     """Every generator of this process, as tensors, ints and strings."""
     name, keys, position, has_gauss, cached = np.random.get_state()
@@ -149,20 +156,25 @@ class CheckpointManager:
             )
         return self.root / pointer.read_text().strip()
 
-    def load(self, engine, path: Path) -> tuple[TrainState, dict[str, Any]]:
-        """Verify, then restore engine and RNG -> where the run stood, and the shared state.
+    def check(self, path: Path) -> None:
+        """Verify a checkpoint and that this run may continue it; before any weight is loaded.
 
         Raises ValueError: damaged, other world size, or settings that would change the run.
         """
         verify(path)
-        content = json.loads((path / "state.json").read_text())
-        world_size = content.pop("world_size")
+        world_size = json.loads((path / "state.json").read_text())["world_size"]
         if world_size != self.world.world_size:
             raise ValueError(
                 f"{path}: saved by {world_size} ranks, this run has {self.world.world_size}; "
                 "resume with the same number"
             )
         self._check_settings(path)
+
+    def load(self, engine, path: Path) -> tuple[TrainState, dict[str, Any]]:
+        """Restore engine and RNG -> where the run stood, and the shared state.
+
+        `check` comes first. Raises ValueError for a state file that is more than plain data.
+        """
         for file in sorted((path / "deepspeed").rglob("*.pt")):
             read_pickle_safely(file)
         loaded, _ = engine.load_checkpoint(
@@ -172,6 +184,8 @@ class CheckpointManager:
             raise ValueError(f"{path}: DeepSpeed found nothing to load under {DS_TAG!r}")
         own = read_pickle_safely(path / f"rank_{self.world.rank}.pt")
         set_rng_state(own["rng"])
+        content = json.loads((path / "state.json").read_text())
+        del content["world_size"]
         return TrainState(**content), own["shared"]
 
     def _check_settings(self, path: Path) -> None:
@@ -190,7 +204,7 @@ class CheckpointManager:
 
 def publish(temporary: Path, final: Path) -> None:
     """Hash and sync every file, write the manifest, and give the directory its name."""
-    files = sorted(p for p in temporary.rglob("*") if p.is_file())
+    files = sorted(p for p in temporary.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
         str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
         for p in files

@@ -150,7 +150,9 @@ class Reporter:
             "contrastive_weight": weights.contrastive_weight,
             "word_dropout": weights.word_dropout,
         }
-        self.telemetry.scalars(step, {k: float(v) for k, v in scalars.items()}, "collapse/")
+        scalars = {name: float(value) for name, value in scalars.items()}
+        self.telemetry.scalars(step, scalars, "collapse/")
+        self.telemetry.check(step, {**scalars, "is_collapsing": metrics.is_collapsing})
 
     def evaluate(self, step: int) -> None:
         """Likelihoods and the z-use test on validation rows; texts side by side on rank 0."""

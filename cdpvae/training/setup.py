@@ -26,7 +26,7 @@ from cdpvae.data import (
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.model import Backbone, LlamaSoftPromptVAE, check_vocabulary
 from cdpvae.model.backbone import check_fits, load_llama_config
-from cdpvae.training.checkpoint import CheckpointManager
+from cdpvae.training.checkpoint import CheckpointManager, seed_everything
 from cdpvae.training.distributed import World
 from cdpvae.training.engine import build_engine, resolve_ds_config
 from cdpvae.training.loop import Trainer
@@ -79,11 +79,13 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     training = settings.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
-    torch.manual_seed(training.seed + world.rank)
+    seed_everything(training.seed + world.rank)
     resolve_ds_config(training, world)
     checkpoints = CheckpointManager(settings, world)
     resume_from = checkpoints.find(training.resume) if training.resume else None
-    if resume_from is None and (existing := checkpoints.existing()):
+    if resume_from is not None:
+        checkpoints.check(resume_from)
+    elif existing := checkpoints.existing():
         raise ValueError(
             f"output_dir={training.output_dir!r} already holds {existing[-1].name}; continue it "
             "with --resume latest, or choose another directory"

@@ -1,7 +1,8 @@
 """What a run tells: console, TensorBoard, and one JSON line per optimizer step.
 
 Only rank 0 writes. `steps.jsonl` holds the whole loss curve at full precision, so that two runs
-can be compared exactly; TensorBoard and the console follow `logging_steps`.
+can be compared exactly, and `checks.jsonl` every check of the collapse monitor; TensorBoard and the
+console follow `logging_steps`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cdpvae.training.distributed import World
 
+STEPS_FILE = "steps.jsonl"
+CHECKS_FILE = "checks.jsonl"
+
 
 class Telemetry:
     """Scalars and texts of one run. On other ranks than 0 every method does nothing."""
@@ -23,28 +27,32 @@ class Telemetry:
         self.active = world.is_main
         if not self.active:
             return
-        directory = Path(output_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "steps.jsonl"
-        self._keep_before(first_step)
-        self.file = self.path.open("a")
-        self.board = SummaryWriter(str(directory / "logs"), purge_step=first_step or None)
+        self.directory = Path(output_dir)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name in (STEPS_FILE, CHECKS_FILE):
+            self._keep_until(self.directory / name, first_step)
+        self.board = SummaryWriter(str(self.directory / "logs"), purge_step=first_step or None)
 
-    def _keep_before(self, first_step: int) -> None:
-        if not self.path.exists():
+    @staticmethod
+    def _keep_until(path: Path, step: int) -> None:
+        """Drop lines of later steps, and a last line that was cut short."""
+        if not path.exists():
             return
-        kept = [
-            line
-            for line in self.path.read_text().splitlines(keepends=True)
-            if line.endswith("\n") and json.loads(line)["step"] <= first_step
-        ]
-        self.path.write_text("".join(kept) if first_step else "")
+        lines = [line for line in path.read_text().splitlines(keepends=True) if line[-1:] == "\n"]
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """One line of the loss curve, written through at once."""
+        self._append(STEPS_FILE, {"step": step, **values})
+
+    def check(self, step: int, values: dict[str, float]) -> None:
+        """One check of the collapse monitor and the weights that follow from it."""
+        self._append(CHECKS_FILE, {"step": step, **values})
+
+    def _append(self, name: str, values: dict[str, float]) -> None:
         if self.active:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+            with (self.directory / name).open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
         """To TensorBoard; names may contain '/'."""
@@ -72,5 +80,4 @@ class Telemetry:
 
     def close(self) -> None:
         if self.active:
-            self.file.close()
             self.board.close()

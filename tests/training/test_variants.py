@@ -1,0 +1,104 @@
+"""Other backbones and other modes train for real: the loss falls and texts can be written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cdpvae.training.inference import open_run
+from support.runs import merged, train
+
+pytestmark = pytest.mark.launch
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def second_backbone(backbone_dir, tmp_path_factory) -> Path:
+    """Tied head, head_dim 16 where hidden/heads is 8, four query heads per key head."""
+    path = tmp_path_factory.mktemp("second")
+    for file in backbone_dir.glob("*token*"):
+        shutil.copy(file, path / file.name)
+    vocabulary = json.loads((backbone_dir / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=vocabulary,
+        tie_word_embeddings=True,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def losses(run: Path, key: str = "recon") -> list[float]:
+    return [json.loads(line)[key] for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+VARIANTS = {
+    # The backbone that differs in every way, with everything that hangs on its dimensions.
+    "second backbone, deep prefix, mix": (
+        {
+            "deep_prefix": True,
+            "encoder_layer": "mix",
+            "prefix_hidden_dim": 16,
+            "prefix_bottleneck_dim": 8,
+        },
+        {},
+        {"gradient_checkpointing": True},
+    ),
+    "no latent": ({"no_latent": True}, {}, {}),
+    "memory efficient": ({}, {}, {"memory_efficient": True}),
+    "elbo scale, categorical, layer 1, queue": (
+        {"encoder_layer": 1},
+        {"loss_scale": "elbo", "bow_reduction": "categorical", "queue_size": 16},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_trains(small_settings, second_backbone, tmp_path, name):
+    model, loss, training = VARIANTS[name]
+    if name.startswith("second"):
+        model = {**model, "backbone": str(second_backbone)}
+    settings = merged(
+        small_settings,
+        model=model,
+        loss=loss,
+        training={"max_steps": STEPS, "eval_steps": STEPS, **training},
+    )
+    done = train("python", 1, settings, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    recon = losses(tmp_path / "run")
+    assert sum(recon[-3:]) < 0.9 * sum(recon[:3]), recon
+    opened = open_run(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
+    batch = opened.rows(None, "validation", 2, 2)[0]
+    with torch.no_grad():
+        latent = not opened.settings.model.no_latent
+        z = opened.model.posterior(batch.instruction).mu if latent else None
+    ids = opened.model.generate(z, max_length=5, temperature=0, num_rows=2)
+    assert ids.shape[0] == 2 and int(ids.max()) < opened.model.backbone.config.vocab_size
+
+
+def test_no_latent_has_no_latent_parameters(small_settings, tmp_path):
+    settings = merged(small_settings, model={"no_latent": True}, training={"max_steps": 2})
+    done = train("python", 1, settings, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    opened = open_run(str(tmp_path / "run" / "checkpoint-2"))
+    names = [n for n, p in opened.model.named_parameters() if p.requires_grad]
+    assert names and all("lora_" in name for name in names)
+    assert set(losses(tmp_path / "run", "kl_raw")) == {0.0}
