@@ -167,7 +167,6 @@ class DataConfig(_Group):
     min_response_tokens: int = Field(20, ge=1)
     max_response_tokens: int = Field(1024, ge=3)
     validation_fraction: float = Field(0.02, ge=0, lt=1)
-    data_workers: int = Field(1, ge=1, description="processes of the preprocessing")
 
     @property
     def processed(self) -> Path:
@@ -299,15 +298,19 @@ def parse_settings(content: dict[str, Any], source: str = "settings") -> Setting
 
 def describe_validation_error(error: ValidationError) -> str:
     """One line for the first error: the key, the value, what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))
+    errors = error.errors()
+    first = errors[0]
+    # Groups are one level deep; what follows is pydantic's name for an alternative or an index.
+    key = ".".join(str(part) for part in first["loc"][:2])
     if first["type"] == "extra_forbidden":
         hint = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(), n=1)
         return f"unknown key {key!r}" + (f", did you mean {hint[0]!r}?" if hint else "")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key}={first['input']!r}: {message}"
+    # A setting of several types fails once for each of them.
+    alternatives = [e["msg"] for e in errors if e["loc"][:2] == first["loc"][:2]]
+    return f"{key}={first['input']!r}: {' or '.join(alternatives)}"
 
 
 def _all_keys() -> list[str]:

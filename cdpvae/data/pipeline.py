@@ -36,7 +36,7 @@ from cdpvae.data.tokenization import LlamaTokenizerWrapper
 CHUNK = 1000
 EXCERPT = 300
 # Settings that say where and how fast, not what.
-_NOT_CONTENT = frozenset({"processed_dir", "data_workers", "input", "phase"})
+_NOT_CONTENT = frozenset({"processed_dir", "input", "phase"})
 
 
 @dataclass
@@ -74,11 +74,6 @@ def preprocess(
     Raises ValueError when an input cannot be read or nothing in it converts, when no record is
     kept, and when the directory holds something else (`overwrite` replaces other processed data).
     """
-    if config.data_workers != 1:
-        raise ValueError(
-            f"data_workers={config.data_workers}: preprocessing runs in one process (the tokenizer "
-            "uses every core by itself); set data_workers=1"
-        )
     sources = [Source.parse(text) for text in config.input or PHASES[config.phase]]
     content = {
         "schema": SCHEMA,

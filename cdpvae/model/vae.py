@@ -326,7 +326,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         Raises ValueError for a z of the wrong shape or sampling settings out of range.
         """
         self._check_z(z)
-        with self._evaluating():
+        with self.evaluating():
             return generation.generate_ids(
                 self,
                 None if z is None else z.to(self.device).float(),
@@ -362,7 +362,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
             )
 
     @contextmanager
-    def _evaluating(self):
+    def evaluating(self):
         """Eval mode inside, the mode of before afterwards."""
         mode = self.training
         self.eval()

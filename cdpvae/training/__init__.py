@@ -1,0 +1,1 @@
+"""Training and evaluation of whole runs: DeepSpeed engine, loop, checkpoints, telemetry."""

@@ -48,7 +48,7 @@ FREE_TO_CHANGE = {
         "sample_rows",
         "sample_max_length",
     },
-    "data": {"processed_dir", "max_samples", "input", "data_workers"},
+    "data": {"processed_dir", "max_samples", "input"},
 }
 
 

@@ -86,7 +86,7 @@ def likelihood_sums(
     """
     dims = 0 if model.config.no_latent else model.config.latent_dim
     total = torch.zeros(10 + 2 * dims, dtype=torch.float64, device=model.device)
-    with model._evaluating():
+    with model.evaluating():
         for batch in batches:
             total += _batch_sums(model, batch.to(model.device), seed, z_use)
     return total

@@ -165,7 +165,7 @@ class Trainer:
         learning_rate = self.engine.get_lr()[0]
         with self._reduction():
             for number, batch in enumerate(window.micro_batches):
-                output = self.engine(self._prepare(batch, plan), plan)
+                output = self.engine(self.prepare(batch, plan), plan)
                 if logs and number == 0:
                     at_mu = gradient_norms_at_mu(self.loss_fn, output, plan)
                 self.engine.backward(output.loss)
@@ -203,7 +203,8 @@ class Trainer:
             return self.engine.coalesce_grad_reduction()
         return nullcontext()
 
-    def _prepare(self, batch: VAEBatch, plan: StepPlan) -> VAEBatch:
+    def prepare(self, batch: VAEBatch, plan: StepPlan) -> VAEBatch:
+        """Add the augmented view where the plan asks for it, and move to the device."""
         if plan.with_view and self.augmenter is not None:
             batch.augmented = self.augmenter.view(batch.instruction, batch.sample_index, plan.epoch)
         return batch.to(self.world.device)
@@ -253,7 +254,7 @@ class Trainer:
     def _periodic(self) -> None:
         training, step = self.settings.training, self.state.step
         last = step == self.last_step
-        if training.eval_rows and (self._every(training.eval_steps, step) or last):
+        if self.reporter.evaluates and (self._every(training.eval_steps, step) or last):
             self.reporter.evaluate(step)
         if self._every(training.save_steps, step):
             self.state.epoch, self.state.step_in_epoch = self.loader.position

@@ -26,6 +26,7 @@ class Reporter:
     """Turns what the loop measured into lines and scalars.
 
     evaluation: this rank's share of the validation rows, packed.
+    evaluates: whether there are validation rows at all; the same on every rank.
     samples: rows whose texts are generated; the same on every rank, used by rank 0.
     """
 
@@ -38,11 +39,13 @@ class Reporter:
         telemetry: Telemetry,
         evaluation: list[VAEBatch],
         samples: VAEBatch | None,
+        evaluates: bool,
         total_steps: int,
     ):
         self.settings, self.world, self.model = settings, world, model
         self.tokenizer, self.telemetry = tokenizer, telemetry
         self.evaluation, self.samples = evaluation, samples
+        self.evaluates = evaluates
         self.total_steps = total_steps
         device = world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -179,7 +182,7 @@ class Reporter:
         batch = self.samples.to(self.world.device)
         z = None
         if not self.settings.model.no_latent:
-            with torch.no_grad(), self.model._evaluating():
+            with torch.no_grad(), self.model.evaluating():
                 z = self.model.posterior(batch.instruction).mu
         ids = self.model.generate(
             z,

@@ -79,7 +79,6 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     training = settings.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
-    seed_everything(training.seed + world.rank)
     resolve_ds_config(training, world)
     checkpoints = CheckpointManager(settings, world)
     resume_from = checkpoints.find(training.resume) if training.resume else None
@@ -91,7 +90,6 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
             "with --resume latest, or choose another directory"
         )
     tokenizer, splits = open_data(settings)
-    collator = VAECollator()
     train = splits["train"]
     sampler = WindowSampler(
         train.response_lengths,
@@ -110,16 +108,21 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     )
     planner = Planner(settings, total_steps, interventions)
     model = load_model(settings, tokenizer)
+    # Every rank starts from the same LoRA and heads; from here on each has its own dropout.
+    seed_everything(training.seed + world.rank)
     engine = build_engine(
         model, build_loss(settings, world.world_size), training, total_steps, world
     )
-    evaluation, samples = _evaluation_rows(settings, world, splits, collator)
+    evaluates = bool(training.eval_rows) and "validation" in splits
+    evaluation, samples = (
+        _evaluation_rows(settings, world, splits["validation"]) if evaluates else ([], None)
+    )
     telemetry = Telemetry(training.output_dir, world, _resumed_step(resume_from))
     trainer = Trainer(
         settings=settings,
         world=world,
         engine=engine,
-        loader=WindowLoader(train, collator, sampler, world.rank),
+        loader=WindowLoader(train, VAECollator(), sampler, world.rank),
         planner=planner,
         monitor=CollapseMonitor(settings.model.latent_dim, settings.collapse),
         interventions=interventions,
@@ -127,7 +130,15 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         checkpoints=checkpoints,
         telemetry=telemetry,
         reporter=Reporter(
-            settings, world, model, tokenizer, telemetry, evaluation, samples, total_steps
+            settings,
+            world,
+            model,
+            tokenizer,
+            telemetry,
+            evaluation,
+            samples,
+            evaluates,
+            total_steps,
         ),
         tokenizer=tokenizer,
         total_steps=total_steps,
@@ -141,11 +152,9 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
 def load_model(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> LlamaSoftPromptVAE:
     """Backbone weights in the compute dtype, heads and LoRA fresh from the seed."""
     dtype = torch.bfloat16 if settings.training.precision == "bf16" else torch.float32
+    seed_everything(settings.training.seed)
     backbone = Backbone.load(settings.model, dtype)
-    # Every rank must start from the same heads; the ranks' own streams come afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.training.seed)
-        model = LlamaSoftPromptVAE(settings.model, backbone, tokenizer.special_tokens())
+    model = LlamaSoftPromptVAE(settings.model, backbone, tokenizer.special_tokens())
     model.set_gradient_checkpointing(settings.training.gradient_checkpointing)
     return model
 
@@ -164,13 +173,10 @@ def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> TextAugm
 
 
 def _evaluation_rows(
-    settings: Settings, world: World, splits: dict, collator: VAECollator
+    settings: Settings, world: World, split: PreprocessedDataset
 ) -> tuple[list[VAEBatch], VAEBatch | None]:
     """This rank's share of the validation rows, and the rows whose texts are generated."""
-    training = settings.training
-    if not training.eval_rows or "validation" not in splits:
-        return [], None
-    split = splits["validation"]
+    training, collator = settings.training, VAECollator()
     rows = max(2, training.per_device_batch_size)
     share = evaluation_batches(
         split,
@@ -180,16 +186,9 @@ def _evaluation_rows(
         rank=world.rank,
         world_size=world.world_size,
     )
-    samples = None
-    if training.sample_rows:
-        samples = next(
-            iter(
-                evaluation_batches(
-                    split, collator, training.sample_rows, limit=training.sample_rows
-                )
-            )
-        )
-    return list(share), samples
+    wanted = training.sample_rows
+    samples = evaluation_batches(split, collator, max(1, wanted), limit=wanted)
+    return list(share), next(samples, None)
 
 
 def _resumed_step(path: Path | None) -> int:

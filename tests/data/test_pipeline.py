@@ -226,7 +226,6 @@ def test_reconstruction_reads_and_compares_the_response(
             {"format": "messages"},
             r"no list messages \(1\); keys found: instruction, output; .* \(format=messages\)",
         ),
-        ([], {"data_workers": 4}, "data_workers=4: preprocessing runs in one process"),
     ],
 )
 def test_errors_name_what_was_found_and_leave_nothing(

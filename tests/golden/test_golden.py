@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from support.runs import REPOSITORY
 
 pytestmark = pytest.mark.slow

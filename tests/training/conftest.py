@@ -62,6 +62,7 @@ def processed_dir(tmp_path_factory, backbone_dir) -> Path:
     source.write_text("".join(json.dumps(row) + "\n" for row in sentences(220)))
     arguments = ["--input", str(source), "--tokenizer", str(backbone_dir)]
     arguments += ["--processed-dir", str(root / "processed"), "--validation-fraction", "0.1"]
+    arguments += ["--min-instruction-tokens", "3", "--min-response-tokens", "5"]
     assert preprocess.main(arguments) == 0
     return root / "processed"
 

@@ -94,7 +94,7 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
             plan = trainer.planner.plan(trainer.state.step, window.epoch, window.target_divisor)
             total = 0.0
             for batch in window.micro_batches:
-                output = trainer.engine(trainer._prepare(batch, plan), plan)
+                output = trainer.engine(trainer.prepare(batch, plan), plan)
                 trainer.engine.backward(output.loss)
                 trainer.engine.step()
                 total += float(output.loss.detach())

@@ -15,7 +15,9 @@ from support.runs import merged, train
 
 pytestmark = pytest.mark.launch
 
-STEPS = 12
+STEPS = 20
+# Between a random backbone and itself: the loss wobbles by 0.03 from batch to batch.
+MIN_DROP = 0.15  # nats per token
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,8 @@ def second_backbone(backbone_dir, tmp_path_factory) -> Path:
         head_dim=16,
         vocab_size=vocabulary,
         tie_word_embeddings=True,
+        # The tied, frozen head needs rows long enough to make a choice with.
+        initializer_range=0.3,
         max_position_embeddings=256,
         bos_token_id=0,
         eos_token_id=1,
@@ -79,12 +83,12 @@ def test_trains(small_settings, second_backbone, tmp_path, name):
         small_settings,
         model=model,
         loss=loss,
-        training={"max_steps": STEPS, "eval_steps": STEPS, **training},
+        training={"max_steps": STEPS, "eval_steps": STEPS, "learning_rate": 0.05, **training},
     )
     done = train("python", 1, settings, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     recon = losses(tmp_path / "run")
-    assert sum(recon[-3:]) < 0.9 * sum(recon[:3]), recon
+    assert sum(recon[:3]) / 3 - sum(recon[-3:]) / 3 > MIN_DROP, recon
     opened = open_run(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
     batch = opened.rows(None, "validation", 2, 2)[0]
     with torch.no_grad():
