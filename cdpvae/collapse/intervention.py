@@ -93,8 +93,10 @@ class AdaptiveInterventionScheduler:
     def _relax(self) -> None:
         rate = self.config.relaxation_rate
         for name, default in self.default.items():
-            if self.now[name] != default:
-                self.now[name] += (default - self.now[name]) * rate
+            now = self.now[name]
+            low, high = sorted((now, default))
+            # Rounding may carry the sum past the default by its last bit.
+            self.now[name] = min(max(now + (default - now) * rate, low), high)
 
     def state_dict(self) -> dict[str, Any]:
         return {"now": dict(self.now)}

@@ -44,8 +44,11 @@ class ReconstructionMetrics:
     ) -> None:
         """Texts, and their ids without special tokens where token accuracy is wanted.
 
-        Raises ValueError when the lists differ in length.
+        Raises ValueError when the lists differ in length or only one side has ids.
         """
+        if (hypothesis_ids is None) != (reference_ids is None):
+            missing = "hypothesis_ids" if hypothesis_ids is None else "reference_ids"
+            raise ValueError(f"{missing} is None but the other ids are not; give both or neither")
         lists = (hypotheses, references, hypothesis_ids, reference_ids)
         lengths = {len(values) for values in lists if values is not None}
         if len(lengths) != 1:

@@ -143,10 +143,15 @@ def locate(model_id: str, hub: dict[str, Any]) -> Path:
 
 
 def _head_state(model) -> dict[str, Tensor]:
+    return {key: _plain(value) for key, value in _named_heads(model).items()}
+
+
+def _named_heads(model) -> dict[str, Tensor]:
+    """Every tensor of the heads under the name it is stored by; not copied."""
     return {
-        f"{name}.{key}": _plain(value)
+        f"{name}.{key}": tensor
         for name, module in model.head_modules().items()
-        for key, value in module.state_dict().items()
+        for key, tensor in module.state_dict().items()
     }
 
 
@@ -155,12 +160,13 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
+@torch.no_grad()
 def _load_heads(model, directory: Path) -> None:
     state = _read_tensors(directory / HEADS_FILE)
-    for name, module in model.head_modules().items():
-        own = {k.removeprefix(name + "."): v for k, v in state.items() if k.startswith(name + ".")}
-        _check_shapes(directory / HEADS_FILE, own, module.state_dict())
-        module.load_state_dict(own)
+    heads = _named_heads(model)
+    _check_shapes(directory / HEADS_FILE, state, heads)
+    for key, tensor in heads.items():
+        tensor.copy_(state[key])
 
 
 def _load_adapter(model, directory: Path) -> None:

@@ -377,6 +377,18 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         storage.save(self, Path(save_directory))
 
     @classmethod
+    def from_pretrained(cls, path: str | Path, **kwargs) -> LlamaSoftPromptVAE:
+        """Load what `save_pretrained` wrote: a directory or a hub id. In eval mode.
+
+        backbone: another place of the same base weights, or a loaded `Backbone`.
+        dtype: of the base weights. Raises ValueError, one line, for whatever does not fit.
+        """
+        if Path(path).is_dir():
+            # Before huggingface_hub reads the file, so that the error names it.
+            storage.read_config(Path(path))
+        return super().from_pretrained(path, **kwargs)
+
+    @classmethod
     def _from_pretrained(cls, *, model_id: str, backbone=None, dtype=torch.float32, **hub):
         directory = storage.locate(model_id, hub)
         return storage.load(cls, directory, backbone=backbone, dtype=dtype)
