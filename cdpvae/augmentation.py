@@ -94,25 +94,37 @@ class TextAugmenter:
         ids = self._shuffle(text.ids, row, position, sample, epoch)
         content = ~torch.isin(ids, self.special_ids.to(device))
         masked = content & (
-            self._spans(row, position, sample, epoch) | self._words(position, sample, epoch)
+            self._spans(text, position, sample_index.to(device), epoch)
+            | self._words(position, sample, epoch)
         )
         # A row that would lose every token keeps its first one.
         left = torch.zeros_like(lengths).index_add_(0, row, (~masked).long())
         masked[starts[left == 0]] = False
         return ids, masked
 
-    def _spans(self, row: Tensor, position: Tensor, sample: Tensor, epoch: int) -> Tensor:
-        """(T,) bool: tokens covered by a span that starts at or before them in their row."""
+    def _spans(
+        self, text: PackedText, position: Tensor, sample_index: Tensor, epoch: int
+    ) -> Tensor:
+        """(T,) bool: tokens covered by a span that starts at most span_max_len - 1 before them.
+
+        Spans may start before their row, where nothing is masked: else its first tokens would be
+        covered less often than the others, and short instructions less than span_mask_prob.
+        """
         if not self.start_probability:
-            return torch.zeros_like(row, dtype=torch.bool)
+            return torch.zeros_like(position, dtype=torch.bool)
         longest = self.config.span_max_len
-        first = 2 * position
-        starts = self._draw(Stream.AUGMENT_SPAN, sample, epoch, first) < self.start_probability
-        length = 1 + (self._draw(Stream.AUGMENT_SPAN, sample, epoch, first + 1) * longest).long()
-        covered = starts.clone()
-        for back in range(1, min(longest, len(row))):
-            reaches = starts[:-back] & (length[:-back] > back) & (row[:-back] == row[back:])
-            covered[back:] |= reaches
+        lead = longest - 1
+        lengths = text.lengths.long() + lead
+        row = torch.repeat_interleave(torch.arange(text.num_rows, device=position.device), lengths)
+        place = torch.arange(len(row), device=row.device) - (lengths.cumsum(0) - lengths)[row]
+        sample = sample_index[row]
+        starts = self._draw(Stream.AUGMENT_SPAN, sample, epoch, 2 * place) < self.start_probability
+        share = self._draw(Stream.AUGMENT_SPAN, sample, epoch, 2 * place + 1)
+        length = 1 + (share * longest).long()
+        token = (place >= lead).nonzero().squeeze(1)
+        covered = starts[token]
+        for back in range(1, longest):
+            covered |= starts[token - back] & (length[token - back] > back)
         return covered
 
     def _words(self, position: Tensor, sample: Tensor, epoch: int) -> Tensor:
@@ -143,9 +155,8 @@ class TextAugmenter:
 def span_start_probability(expected_share: float, max_len: int) -> float:
     """The chance that a span starts at a token, such that `expected_share` of tokens is covered.
 
-    A token far from the border is uncovered when no span of length 1..max_len (uniform) reaches
-    it: prod over d = 0..max_len-1 of (1 - p (max_len - d) / max_len). Solved for p by bisection;
-    tokens near the start of a row are covered less often.
+    A token is uncovered when no span of length 1..max_len (uniform) reaches it: prod over
+    d = 0..max_len-1 of (1 - p (max_len - d) / max_len). Solved for p by bisection.
     """
     if expected_share <= 0:
         return 0.0

@@ -53,9 +53,23 @@ def test_share_of_tokens_in_masked_spans(share, max_len):
     text = PackedText.from_lists([[50] * length] * rows)
     view = augmenter(span_mask_prob=share, span_max_len=max_len).view(text, torch.arange(rows), 0)
     masked = (view.ids == UNK).view(rows, length).double()
-    # Five standard errors between rows; the first tokens, which fewer spans reach, are left out.
-    per_row = masked[:, max_len:].mean(1)
+    # Five standard errors between rows.
+    per_row = masked.mean(1)
     assert abs(per_row.mean() - share) < 5 * per_row.std() / math.sqrt(rows)
+
+
+# The shortest instruction kept by default, and one shorter than a span.
+@pytest.mark.parametrize("length", [10, 3])
+def test_every_place_of_a_short_row_is_masked_equally_often(length):
+    rows = 20_000
+    text = PackedText.from_lists([[50] * length] * rows)
+    made = augmenter(span_mask_prob=0.15, span_max_len=5)
+    masked = (made.view(text, torch.arange(rows), 0).ids == UNK).view(rows, length).double()
+    # The first token of a row that was masked whole is kept; the others stand for themselves.
+    error = 5 * math.sqrt(0.15 * 0.85 / rows)
+    assert ((masked.mean(0)[1:] - 0.15).abs() < error).all()
+    rescued = (masked[:, 1:].sum(1) == length - 1).double().mean()
+    assert abs(masked.mean(0)[0] + rescued - 0.15) < error + rescued
 
 
 def test_span_start_probability_solves_its_equation():

@@ -25,6 +25,13 @@ class Intervention:
     def __getitem__(self, name: str) -> float:
         return asdict(self)[name]
 
+    def __str__(self) -> str:
+        """One line."""
+        return (
+            f"bow_weight {self.bow_weight:.2f}, contrastive_weight {self.contrastive_weight:.2f}, "
+            f"word_dropout {self.word_dropout:.2f}"
+        )
+
 
 class AdaptiveInterventionScheduler:
     """Moves three weights by the level of each check, within bounds.
@@ -102,7 +109,12 @@ class AdaptiveInterventionScheduler:
         return {"now": dict(self.now)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError when the saved weights are not the three of this scheduler."""
+        """The saved weights, moved inside the bounds and defaults of now where these changed.
+
+        Raises ValueError when the saved weights are not the three of this scheduler.
+        """
         if state["now"].keys() != self.now.keys():
             raise ValueError(f"saved weights {sorted(state['now'])}, expected {sorted(self.now)}")
-        self.now = dict(state["now"])
+        for name, value in state["now"].items():
+            low, high = sorted((self.default[name], self.bound[name]))
+            self.now[name] = min(max(value, low), high)

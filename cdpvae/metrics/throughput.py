@@ -8,8 +8,9 @@ the matrices a token passes:
     decoder    2 n forward, 2 n for the gradient of the inputs, 2 n more where layers are recomputed
     head       2 D V forward, 2 D V for the gradient, per target token (no recomputation)
 
-LoRA, the heads of the VAE and the quadratic part of attention are left out (at 8B and 1,024 tokens
-about 2 % each), so the utilisation shown is slightly too low, never too high.
+Recomputation counts as work, so with activation checkpointing this is what the literature calls
+hardware utilisation. LoRA, the heads of the VAE and the quadratic part of attention are left out
+(at 8B and 1,024 tokens about 2 % each), so the work done is slightly more than shown.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ PEAK_FLOPS = (
     ("RTX 6000 Ada", 364e12),
     ("A100", 312e12),
     ("A10G", 70e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -38,8 +40,14 @@ PEAK_FLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its CUDA device name; None when unknown."""
-    return next((peak for name, peak in PEAK_FLOPS if name in device_name), None)
+    """Dense bf16 FLOP/s of a GPU by its CUDA device name; None when unknown.
+
+    Whole words only (an A1000 is no A100), and none for a slice or a smaller chip of that name.
+    """
+    words = f" {device_name.replace('-', ' ')} "
+    if any(f" {other} " in words for other in ("MIG", "Laptop", "D", "Ti", "Max")):
+        return None
+    return next((peak for name, peak in PEAK_FLOPS if f" {name} " in words), None)
 
 
 def training_flops(

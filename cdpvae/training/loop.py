@@ -244,11 +244,11 @@ class Trainer:
         if not self._every(config.check_every, self.state.step):
             return
         metrics = self.monitor.check()
-        before = self.interventions.bow_weight
+        line = f"step {self.state.step}: {metrics}"
         if config.collapse_interventions:
-            intervention = self.interventions.intervene(metrics)
-            if metrics.is_collapsing or intervention.bow_weight != before:
-                self.telemetry.say(f"step {self.state.step}: {metrics} -> {intervention}")
+            line += f" -> {self.interventions.intervene(metrics)}"
+        if metrics.is_collapsing:
+            self.telemetry.say(line)
         self.reporter.collapse(self.state.step, metrics, self.interventions)
 
     def _periodic(self) -> None:

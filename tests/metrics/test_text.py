@@ -16,7 +16,7 @@ def score(hypotheses, references, *ids):
 def test_equal_texts():
     text = "the cat sat on the red mat today"
     result = score([text, text], [text, text], [[1, 2]] * 2, [[1, 2]] * 2)
-    assert result.bleu4 == pytest.approx(1.0)
+    assert result.bleu4 == 1.0
     assert (result.rouge_l, result.exact_match, result.token_accuracy) == (1.0, 1.0, 1.0)
     assert "tok:13a" in result.signature and "version:" in result.signature
     assert result.texts == 2
@@ -74,3 +74,11 @@ def test_lists_of_different_lengths_and_no_text_are_refused():
         metrics.update(["a"], ["a", "b"])
     with pytest.raises(ValueError, match="update"):
         metrics.compute()
+
+
+def test_ids_of_one_side_only_are_refused():
+    metrics = ReconstructionMetrics()
+    with pytest.raises(ValueError, match="reference_ids is None"):
+        metrics.update(["a"], ["a"], [[1]])
+    with pytest.raises(ValueError, match="hypothesis_ids is None"):
+        metrics.update(["a"], ["a"], None, [[1]])
