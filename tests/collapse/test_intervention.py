@@ -169,3 +169,11 @@ def test_the_descriptions_loop():
         if found.is_collapsing:
             weights.append(scheduler.intervene(found)["bow_weight"])
     assert weights == [3.0, 3.0], "patience 2 lets the second and third check through"
+
+
+def test_relaxation_does_not_pass_a_default_by_rounding():
+    """In fp64, 0.5 + (0.1 - 0.5) is below 0.1."""
+    scheduler = AdaptiveInterventionScheduler(config=CollapseConfig(relaxation_rate=1.0))
+    scheduler.intervene(metrics(3))
+    scheduler.intervene(metrics(0))
+    assert scheduler.contrastive_weight >= 0.1
