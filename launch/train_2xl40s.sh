@@ -7,10 +7,13 @@
 # Every setting of `python -m cdpvae.train --help` may follow. NCCL's variables are left alone: see
 # launch/nccl_pcie.sh for when the first all-reduce hangs. PYTORCH_NO_CUDA_MEMORY_CACHING is not set:
 # it turns the caching allocator off, and every tensor then costs a cudaMalloc and a cudaFree.
-# The workers get this script's process group, so that stopping the script stops them as well.
+# The launcher and its workers get a process group of their own, and stopping this script stops all of
+# it: the launcher alone would leave its workers behind, holding the GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-trap 'trap - TERM INT; kill -- -$$ 2>/dev/null' TERM INT
 
-exec deepspeed --num_gpus "${NUM_GPUS:-2}" --module cdpvae.train \
-    --ds-config ds_configs/zero2_2xl40s.json "$@"
+setsid deepspeed --num_gpus "${NUM_GPUS:-2}" --module cdpvae.train \
+    --ds-config ds_configs/zero2_2xl40s.json "$@" &
+group=$!
+trap 'kill -TERM -- "-$group" 2>/dev/null || true' TERM INT
+wait "$group"

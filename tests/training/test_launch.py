@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from support.runs import launcher, merged, run_command, train
+from support.runs import REPOSITORY, launcher, merged, run_command, train
 
 pytestmark = pytest.mark.launch
 
@@ -179,3 +182,35 @@ def test_hostfile_command_line(tmp_path):
     ]
     bad = run_command(["./launch/train_multinode.sh", str(tmp_path / "none")])
     assert bad.returncode == 2 and "cannot be read" in bad.stderr
+
+
+def test_the_gpu_script_passes_settings_on_and_stops_its_workers(tmp_path):
+    """With a stand-in for the launcher that starts a worker and waits, as the real one does."""
+    launcher_log, worker_pid = tmp_path / "arguments", tmp_path / "worker"
+    stand_in = tmp_path / "deepspeed"
+    stand_in.write_text(
+        f'#!/bin/bash\necho "$@" > {launcher_log}\nsleep 300 &\necho $! > {worker_pid}\nwait\n'
+    )
+    stand_in.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    script = subprocess.Popen(
+        ["./launch/train_2xl40s.sh", "--phase", "1"], cwd=REPOSITORY, env=environment
+    )
+    deadline = time.monotonic() + 20
+    while not (worker_pid.exists() and worker_pid.read_text().strip()):
+        assert time.monotonic() < deadline, "the stand-in never started"
+        time.sleep(0.05)
+    assert "--ds-config ds_configs/zero2_2xl40s.json --phase 1" in launcher_log.read_text()
+    worker = int(worker_pid.read_text())
+    script.terminate()
+    assert script.wait(timeout=20) != 0
+    while Path(f"/proc/{worker}").exists() and "Z" not in _state(worker):
+        assert time.monotonic() < deadline, "the worker is an orphan"
+        time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
