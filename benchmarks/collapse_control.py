@@ -18,7 +18,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from cdpvae.cli import parse_options, run
 
@@ -124,7 +127,17 @@ def row(options: CollapseOptions, without: dict, with_: dict) -> dict:
         "nll_without": round(without["likelihood"]["nll_q"], 3),
         "nll_with": round(with_["likelihood"]["nll_q"], 3),
         "bow_weight_at_end": round(last["bow_weight"], 3),
+        **conditions(options),
     }
+
+
+def conditions(options: CollapseOptions) -> dict:
+    """What a row needs to be compared with another one: commit, versions, device."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    versions = " ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {"commit": commit, "versions": versions, "device": f"{options.ranks} x {device}"}
 
 
 def append(path: Path, values: dict) -> None:
