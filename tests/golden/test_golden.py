@@ -5,9 +5,11 @@ Minutes each. What they showed last is committed as `docs/golden.md`.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,11 +75,10 @@ def test_description_is_recorded_whatever_it_shows(shared):
 
 def test_collapse_control_earns_its_place(shared, tmp_path):
     """Detected within ten checks; with interventions shuffling z costs more in the end."""
-    import importlib.util
-
     path = REPOSITORY / "benchmarks" / "collapse_control.py"
     spec = importlib.util.spec_from_file_location("collapse_control", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     quickstart(shared, "seed0", SEED="0")
     options = module.CollapseOptions(shared=str(shared), output=str(tmp_path))
