@@ -76,11 +76,9 @@ class StepRecord:
 def _scalar(terms: LossTerms, name: str) -> Tensor:
     """fp32 (), 0 for a term that was not computed."""
     value = getattr(terms, name)
-    return (
-        terms.total.new_zeros((), dtype=torch.float32)
-        if value is None
-        else (value.detach().float())
-    )
+    if value is None:
+        return terms.total.new_zeros((), dtype=torch.float32)
+    return value.detach().float()
 
 
 class Trainer:
