@@ -78,6 +78,21 @@ def test_padded_form_equals_the_dense_form():
     torch.testing.assert_close(got, dense_bce(z, weight, bias), rtol=1e-12, atol=0)
 
 
+def test_padded_form_takes_ignored_positions_anywhere():
+    padded = torch.tensor(
+        [[-100, 5, 5, -100, 9], [7, -100, 3, 3, -100], [-100] * 5, [-100, V - 1] + [-100] * 3]
+    )
+    inputs = head()
+    z, weight, bias = inputs
+    got = compute_bow_loss(z @ weight.t() + bias, padded)
+    want = dense_bce(*inputs)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
+    for a, b in zip(
+        torch.autograd.grad(got, inputs), torch.autograd.grad(want, inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
 def test_ignored_positions_do_not_mark_token_zero():
     logits = torch.zeros(1, 3).index_fill_(1, torch.tensor([0]), -20.0)
     # Token 0 is certain to be absent: were -100 taken for it, the loss would be 20 / 3 higher.

@@ -181,6 +181,46 @@ def test_reconstruction_does_not_depend_on_how_the_window_is_cut():
     assert abs((means.mean() - whole).item()) > 1e-3
 
 
+@pytest.mark.parametrize("loss_scale", ["per_token", "elbo"])
+def test_total_gradient_does_not_depend_on_how_the_window_is_cut(loss_scale):
+    """1 x 8 and 8 x 1 with the terms that are sums over rows; KL floor and InfoNCE are not."""
+    example = Example()
+    leaves = [example.hidden, example.head, example.mu, example.bow_weight, example.bow_bias]
+    step = plan(beta=0.0, contrastive_weight=0.0)
+    results = []
+    for cut in ([(0, 8)], [(i, i + 1) for i in range(8)]):
+        loss = SoftPromptVAELoss(
+            latent_dim=Z, loss_scale=loss_scale, micro_batches_per_step=len(cut)
+        )
+        totals = [loss(**example.inputs(*rows, view=False), plan=step).total for rows in cut]
+        mean = torch.stack(totals).mean()
+        results.append((mean, torch.autograd.grad(mean, leaves)))
+    per_row, _, bow, _ = example.expected()
+    main = per_row.mean() if loss_scale == "elbo" else per_row.sum() / NUM_TARGETS
+    want = main + 1.3 * bow
+    wanted = torch.autograd.grad(want, leaves)
+    for mean, gradients in results:
+        torch.testing.assert_close(mean, want, rtol=1e-12, atol=0)
+        for a, b in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "settings, bow_weight, contrastive_weight",
+    [
+        pytest.param({}, 1.5, 0.1, id="the_description's"),
+        pytest.param({"bow_loss_weight": 0.9, "contrastive_weight": 0.6}, 0.9, 0.6, id="given"),
+    ],
+)
+def test_weights_of_the_constructor_count_without_a_plan(settings, bow_weight, contrastive_weight):
+    example = Example()
+    terms = SoftPromptVAELoss(latent_dim=Z, **settings)(**example.inputs())
+    per_row, kl_dim, bow, infonce = example.expected()
+    kl = kl_dim.clamp(min=0.5).sum() / Z
+    want = per_row.sum() / NUM_TARGETS + kl + bow_weight * bow + contrastive_weight * infonce
+    torch.testing.assert_close(terms.total, want, rtol=1e-12, atol=0)
+
+
 def test_without_a_plan_the_attributes_count():
     example = Example()
     loss = SoftPromptVAELoss(latent_dim=Z)
