@@ -14,7 +14,9 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def has_values(tensor: Tensor) -> bool:
-    """True where the tensor holds data, on any device."""
+    """True where the tensor holds data, on any device. While a graph is traced none does."""
+    if torch.compiler.is_compiling():
+        return False
     return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
 
 

@@ -5,8 +5,12 @@ Shapes: `T` packed positions, `N` target positions, `M` valid ones among them, `
 
 The logits of one row of Llama-3.1 take 0.5 MB in fp32, those of a batch gigabytes. Here a chunk of
 rows at a time goes through the head, its loss and the gradient of its hidden states, and only the
-latter, (T, D), is kept for the backward pass.
+latter, (M, D), is kept for the backward pass.
+
+`torch.compile` and FakeTensor see one operator, `cdpvae_kernels::linear_cross_entropy`.
 """
+
+from __future__ import annotations
 
 import math
 from typing import NamedTuple
@@ -23,9 +27,13 @@ from cdpvae_kernels.checks import (
     has_values,
     readable,
 )
-from cdpvae_kernels.dispatch import choose
+from cdpvae_kernels.dispatch import choose_name, from_triton
+from cdpvae_kernels.matmul import accumulation_dtype
 
-_IMPLEMENTATIONS = {"reference": reference.linear_cross_entropy}
+_IMPLEMENTATIONS = {
+    "reference": reference.linear_cross_entropy,
+    "triton": from_triton("linear_cross_entropy", "linear_cross_entropy"),
+}
 
 
 class Stats(NamedTuple):
@@ -70,17 +78,132 @@ def linear_cross_entropy(
     """
     _check_tensors(hidden, weight, targets, rows, ignore_index)
     _check_settings(chunk_bytes, z_loss, softcap)
-    run = choose("linear_cross_entropy", impl, hidden.device, _IMPLEMENTATIONS)
+    name = choose_name(
+        "linear_cross_entropy", impl, hidden.device, _IMPLEMENTATIONS, hidden.dtype
+    )
     kept = _valid_positions(targets, ignore_index)
     num_positions = targets.numel()
     if kept is not None:
         targets = targets.index_select(0, kept)
         rows = kept if rows is None else rows.index_select(0, kept)
-    scale = _scale(divisor, targets.numel())
-    loss, nll, lse = run(hidden, weight, targets, rows, scale, chunk_bytes, z_loss, softcap)
+    grad = torch.is_grad_enabled()
+    loss, nll, lse, _, _ = _operator(
+        hidden,
+        weight,
+        targets.to(torch.int64),
+        None if rows is None else rows.to(torch.int64),
+        _scale(divisor, targets.numel(), hidden),
+        chunk_bytes,
+        z_loss,
+        softcap,
+        grad and hidden.requires_grad,
+        grad and weight.requires_grad,
+        name,
+    )
     if not return_stats:
         return loss
+    nll, lse = nll.detach(), lse.detach()
     return loss, Stats(_spread(nll, kept, num_positions), _spread(lse, kept, num_positions))
+
+
+@torch.library.custom_op("cdpvae_kernels::linear_cross_entropy", mutates_args=())
+def _operator(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor | None,
+    scale: Tensor,
+    chunk_bytes: int | None,
+    z_loss: float,
+    softcap: float | None,
+    want_hidden: bool,
+    want_weight: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss (), nll (M,), lse (M,), gradient of the rows (M, D), of the weight (V, D)).
+
+    A gradient that is not wanted is empty: an operator cannot return None.
+    """
+    nll, lse, grad_rows, grad_weight = _IMPLEMENTATIONS[impl](
+        hidden,
+        weight,
+        targets,
+        rows,
+        scale,
+        chunk_bytes,
+        z_loss,
+        softcap,
+        want_hidden,
+        want_weight,
+    )
+    total = nll.sum() if z_loss == 0.0 else (nll + z_loss * lse.square()).sum()
+    loss = (total * scale).to(nll.dtype)
+    grads = (hidden.new_empty(0, 0) if g is None else g for g in (grad_rows, grad_weight))
+    return loss, nll, lse, *grads
+
+
+@_operator.register_fake
+def _(
+    hidden,
+    weight,
+    targets,
+    rows,
+    scale,
+    chunk_bytes,
+    z_loss,
+    softcap,
+    want_hidden,
+    want_weight,
+    impl,
+):
+    dtype = accumulation_dtype(hidden.dtype)
+    nll, lse = (targets.new_empty(targets.shape, dtype=dtype) for _ in "nl")
+    grad_shape = (targets.shape[0], hidden.shape[1]) if want_hidden else (0, 0)
+    grad_weight = torch.empty_like(weight) if want_weight else hidden.new_empty(0, 0)
+    return nll.new_empty(()), nll, lse, hidden.new_empty(grad_shape), grad_weight
+
+
+def _save(ctx, inputs, output) -> None:
+    hidden, _, _, rows, *_ = inputs
+    loss, nll, lse, grad_rows, grad_weight = output
+    ctx.num_rows = hidden.shape[0]
+    ctx.want_hidden, ctx.want_weight = inputs[8], inputs[9]
+    ctx.mark_non_differentiable(nll, lse, grad_rows, grad_weight)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(rows, grad_rows, grad_weight)
+
+
+def _backward(ctx, grad_loss, *_) -> tuple:
+    hidden = weight = None
+    if grad_loss is not None:
+        rows, grad_rows, grad_weight = ctx.saved_tensors
+        if ctx.want_hidden:
+            hidden = _scaled_gradient(grad_rows, grad_loss, rows, ctx.num_rows)
+        if ctx.want_weight:
+            weight = _scaled_gradient(grad_weight, grad_loss, None, grad_weight.shape[0])
+    return (hidden, weight, *(None,) * 9)
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("cdpvae_kernels::scaled_gradient", mutates_args=())
+def _scaled_gradient(
+    gradient: Tensor, upstream: Tensor, rows: Tensor | None, num_rows: int
+) -> Tensor:
+    """upstream * gradient, its rows at `rows` of (num_rows, D) where given.
+
+    An operator without a derivative: a second differentiation is an error, never a wrong number.
+    Not in place: a graph that is kept may run its backward again.
+    """
+    # The product keeps the gradient's dtype: fp32 upstream of a bf16 gradient has no dimensions.
+    scaled = gradient * upstream
+    return scaled if rows is None else reference.scatter_rows(scaled, rows, num_rows)
+
+
+@_scaled_gradient.register_fake
+def _(gradient, upstream, rows, num_rows):
+    return gradient.new_empty(gradient.shape if rows is None else (num_rows, gradient.shape[1]))
 
 
 def _check_tensors(
@@ -121,27 +244,28 @@ def _valid_positions(targets: Tensor, ignore_index: int | None) -> Tensor | None
     return None if kept.numel() == targets.numel() else kept
 
 
-def _scale(divisor: float | Tensor | None, num_valid: int) -> float | Tensor:
-    """1 / divisor, and 0 where nothing is valid (0 / 0 would be NaN)."""
+def _scale(divisor: float | Tensor | None, num_valid: int, hidden: Tensor) -> Tensor:
+    """1 / divisor as a 0-d tensor, and 0 where nothing is valid (0 / 0 would be NaN)."""
     if isinstance(divisor, Tensor):
         if divisor.dim() != 0:
             raise ValueError(
                 f"divisor has shape {tuple(divisor.shape)}; it must be a number or a 0-d tensor"
             )
-        if readable(divisor):
-            divisor = divisor.item()
-    if num_valid == 0:
-        return 0.0
-    if divisor is None:
-        return 1.0 / num_valid
-    if isinstance(divisor, Tensor):
-        return divisor.detach().to(torch.float64).reciprocal()
-    if not (divisor > 0 and math.isfinite(divisor)):
-        raise ValueError(
-            f"divisor={divisor} with {num_valid} valid targets; it must be finite and positive, "
-            "or None for the number of valid targets"
-        )
-    return 1.0 / divisor
+        if not readable(divisor):
+            scale = divisor.detach().to(torch.float64).reciprocal()
+            return scale if num_valid else torch.zeros_like(scale)
+        divisor = divisor.item()
+    value = 0.0
+    if num_valid:
+        divisor = num_valid if divisor is None else divisor
+        if not (divisor > 0 and math.isfinite(divisor)):
+            raise ValueError(
+                f"divisor={divisor} with {num_valid} valid targets; it must be finite and "
+                "positive, or None for the number of valid targets"
+            )
+        value = 1.0 / divisor
+    # Filled on the device: a copy from the host would wait for it.
+    return torch.full((), value, dtype=torch.float64, device=hidden.device)
 
 
 def _spread(values: Tensor, kept: Tensor | None, num_positions: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdpvae_kernels import philox
+from cdpvae_kernels.matmul import accumulate, accumulation_dtype, matmul, operand
 
 # Logits held at a time. On a CPU a chunk should stay in the last-level cache; a GPU needs some
 # thousand rows to fill its multiprocessors.
@@ -106,79 +107,56 @@ def linear_cross_entropy(
     weight: Tensor,
     targets: Tensor,
     rows: Tensor | None,
-    scale: float | Tensor,
+    scale: Tensor,
     chunk_bytes: int | None,
     z_loss: float,
     softcap: float | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    want_hidden: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """See `linear_cross_entropy.linear_cross_entropy`; every target is valid, scale is 1 / divisor.
 
-    Returns (loss (), nll (M,), lse (M,)).
+    The gradients are computed beside the loss, while a chunk's probabilities are at hand.
+    Returns (nll (M,), lse (M,), d loss / d hidden[rows] (M, D) or None, d loss / d weight or None).
     """
-    grad = torch.is_grad_enabled()
-    wanted = (grad and hidden.requires_grad, grad and weight.requires_grad)
-    targets = targets.to(torch.int64)
-    rows = None if rows is None else rows.to(torch.int64)
-    return _LinearCrossEntropy.apply(
-        hidden, weight, targets, rows, scale, chunk_bytes, z_loss, softcap, wanted
+    num_valid, dtype = targets.numel(), accumulation_dtype(hidden.dtype)
+    head = operand(weight)
+    grad_rows = hidden.new_empty(num_valid, weight.shape[1]) if want_hidden else None
+    grad_weight = weight.new_zeros(weight.shape, dtype=dtype) if want_weight else None
+    nll, lse = (torch.empty(num_valid, dtype=dtype, device=hidden.device) for _ in "nl")
+
+    chunk_rows = _chunk_rows(weight, dtype, chunk_bytes, softcap)
+    buffer = torch.empty(
+        min(chunk_rows, num_valid), weight.shape[0], dtype=dtype, device=hidden.device
     )
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradients are computed beside the loss, while a chunk's probabilities are at hand."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, rows, scale, chunk_bytes, z_loss, softcap, wanted):
-        want_hidden, want_weight = wanted
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-        operand = _operand(weight)
-        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=dtype) if want_weight else None
-        nll, lse = (torch.empty(targets.shape, dtype=dtype, device=hidden.device) for _ in "nl")
-
-        chunk_rows = _chunk_rows(weight, dtype, chunk_bytes, softcap)
-        buffer = torch.empty(
-            min(chunk_rows, targets.numel()), weight.shape[0], dtype=dtype, device=hidden.device
+    for start in range(0, num_valid, chunk_rows):
+        chunk = slice(start, min(start + chunk_rows, num_valid))
+        x = hidden[chunk] if rows is None else hidden.index_select(0, rows[chunk])
+        x = operand(x)
+        logits = matmul(x, head.t(), out=buffer[: x.shape[0]])
+        nll[chunk], lse[chunk], error = _row_losses(
+            logits, targets[chunk], z_loss, softcap, want_hidden or want_weight
         )
-        for start in range(0, targets.numel(), chunk_rows):
-            chunk = slice(start, min(start + chunk_rows, targets.numel()))
-            chunk_index = None if rows is None else rows[chunk]
-            x = hidden[chunk] if rows is None else hidden.index_select(0, chunk_index)
-            x = x.to(operand.dtype)
-            logits = _matmul(x, operand.t(), out=buffer[: x.shape[0]])
-            nll[chunk], lse[chunk], error = _row_losses(
-                logits, targets[chunk], z_loss, softcap, want_hidden or want_weight
-            )
-            if error is None:
-                continue
-            error = error.to(operand.dtype)
-            if want_hidden:
-                # The scale goes on here and not on `error`: D columns instead of V.
-                grad_x = _matmul(error, operand).mul_(scale).to(hidden.dtype)
-                if rows is None:
-                    grad_hidden[chunk] = grad_x
-                else:
-                    grad_hidden.index_add_(0, chunk_index, grad_x)
-            if want_weight:
-                _accumulate(grad_weight, error.t(), x)
-
-        total = nll.sum() if z_loss == 0.0 else (nll + z_loss * lse.square()).sum()
+        if error is None:
+            continue
+        error = error.to(head.dtype)
+        if want_hidden:
+            # The scale goes on here and not on `error`: D columns instead of V.
+            grad_rows[chunk] = matmul(error, head).mul_(scale)
         if want_weight:
-            grad_weight = grad_weight.mul_(scale).to(weight.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        ctx.mark_non_differentiable(nll, lse)
-        ctx.set_materialize_grads(False)
-        return (total * scale).to(dtype), nll, lse
+            accumulate(grad_weight, error.t(), x)
+    if want_weight:
+        grad_weight = grad_weight.mul_(scale).to(weight.dtype)
+    return nll, lse, grad_rows, grad_weight
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_loss, _grad_nll, _grad_lse):
-        # Not in place: a graph that is kept may run its backward again.
-        grads = [
-            None if grad is None or grad_loss is None else grad * grad_loss
-            for grad in ctx.saved_tensors
-        ]
-        return (*grads, *(None,) * 7)
+
+def scatter_rows(grad_rows: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """(M, D) -> (num_rows, D): row i is added to row rows[i]; rows may repeat, the rest is 0."""
+    grad = grad_rows.new_zeros(num_rows, grad_rows.shape[1])
+    if grad.device.type == "cpu":
+        return grad.index_add_(0, rows, grad_rows)
+    # Sorts the indices, where index_add_ on a GPU would add in any order.
+    return grad.index_put_((rows,), grad_rows, accumulate=True)
 
 
 def _chunk_rows(
@@ -190,27 +168,6 @@ def _chunk_rows(
         return max(chunk_bytes // row_bytes, 1)
     budget = CHUNK_BYTES_CPU if weight.device.type == "cpu" else CHUNK_BYTES_GPU
     return max(budget // row_bytes, MIN_CHUNK_ROWS)
-
-
-def _operand(weight: Tensor) -> Tensor:
-    """The weight as the products read it: fp32 on a CPU, whose bf16 products round their result."""
-    half = weight.dtype in (torch.bfloat16, torch.float16)
-    return weight.float() if half and weight.device.type == "cpu" else weight
-
-
-def _matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a @ b accumulated and returned in at least fp32, into `out` if given."""
-    if a.dtype in (torch.bfloat16, torch.float16):
-        product = torch.mm(a, b, out_dtype=torch.float32)
-        return product if out is None else out.copy_(product)
-    return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
-
-
-def _accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    else:
-        total.add_(_matmul(a, b))
 
 
 def _row_losses(

@@ -1,0 +1,148 @@
+"""Registers, spills and shared memory of every kernel, compiled without a GPU.
+
+    python -m cdpvae_kernels.resources [--arch sm_89 sm_90] [--csv FILE] [--check]
+
+Each kernel is compiled with each configuration that `launch_configs.json` ships for the
+architecture, for the shapes of an 8B Llama, and the tools that come with Triton read the machine
+code. Spills are counted as stores to local memory (STL). `--check` fails where a hot kernel spills
+or a block wants more shared memory than the architecture has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+# Bytes one block may use (CUDA programming guide, compute capabilities).
+SHARED_MEMORY_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448}
+DEFAULT_ARCHITECTURES = ("sm_89", "sm_90")
+WARP_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel uses. registers: per thread. shared: bytes per block."""
+
+    arch: str
+    kernel: str
+    config: str
+    registers: int
+    spills: int
+    shared: int
+    hot: bool
+
+    def problem(self) -> str | None:
+        """Why this kernel is not acceptable, or None."""
+        if self.hot and self.spills:
+            return f"{self.arch} {self.kernel} ({self.config}): {self.spills} spills"
+        limit = SHARED_MEMORY_LIMIT[self.arch]
+        if self.shared > limit:
+            return f"{self.arch} {self.kernel} ({self.config}): {self.shared} bytes > {limit}"
+        return None
+
+
+def measure(arch: str) -> list[Usage]:
+    """Compile every specialization for `arch`. Raises ValueError for an unknown architecture.
+
+    Must run without TRITON_INTERPRET: interpreted kernels are no kernels to compile.
+    """
+    if arch not in SHARED_MEMORY_LIMIT:
+        raise ValueError(f"arch={arch!r}; known are {', '.join(SHARED_MEMORY_LIMIT)}")
+    return [_compile(name, spec, arch) for name, spec in specializations().items()]
+
+
+def specializations() -> dict:
+    """All of them, by a name that tells the operation, the kernel and the variant."""
+    from cdpvae_kernels import triton_kernels
+
+    found = {}
+    for module in pkgutil.iter_modules(triton_kernels.__path__):
+        loaded = importlib.import_module(f"{triton_kernels.__name__}.{module.name}")
+        found |= getattr(loaded, "specializations", dict)()
+    return found
+
+
+def _compile(name: str, spec, arch: str) -> Usage:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from cdpvae_kernels.launch_configs import SHIPPED, read_table
+
+    table = read_table(SHIPPED)
+    config = table.get(arch, table["default"])[spec.config]
+    blocks = {key: value for key, value in config.items() if not key.startswith("num_")}
+    names = spec.kernel.arg_names
+    source = ASTSource(
+        spec.kernel,
+        signature={n: spec.signature.get(n, "constexpr") for n in names},
+        constexprs={(names.index(n),): v for n, v in {**spec.constants, **blocks}.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in spec.aligned},
+    )
+    options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+    target = GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP_SIZE)
+    compiled = triton.compile(source, target=target, options=options)
+    registers, spills = _read_machine_code(compiled.asm["cubin"])
+    shown = " ".join(f"{key}={value}" for key, value in config.items())
+    return Usage(arch, name, shown, registers, spills, compiled.metadata.shared, spec.hot)
+
+
+def _read_machine_code(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread, and the number of stores to local memory."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path))
+        code = _run(knobs.nvidia.nvdisasm.path, "-c", str(path))
+    return int(re.search(r"REG:(\d+)", usage)[1]), len(re.findall(r"\bSTL\b", code))
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def table(usages: Sequence[Usage]) -> str:
+    """Lines for a terminal."""
+    head = tuple(f.name for f in fields(Usage))
+    cells = [head, *(tuple(str(v) for v in asdict(u).values()) for u in usages)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", nargs="+", default=DEFAULT_ARCHITECTURES)
+    parser.add_argument("--csv", type=Path, help="write the table to this file as well")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a limit is passed")
+    options = parser.parse_args(argv)
+    try:
+        usages = [usage for arch in options.arch for usage in measure(arch)]
+    except ValueError as error:
+        parser.error(str(error))
+    print(table(usages))
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Usage)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(usage) for usage in usages)
+    problems = [problem for usage in usages if (problem := usage.problem())]
+    for problem in problems if options.check else ():
+        print(f"error: {problem}", file=sys.stderr)
+    return 1 if options.check and problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Triton kernels run on the GPU where there is one, else in Triton's interpreter on the CPU.
+
+The interpreter must be chosen before Triton is imported for the first time, by whichever test
+module comes first. The variable is taken away again so that processes the tests start do not
+inherit it.
+"""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton
+
+    del os.environ["TRITON_INTERPRET"]
+    triton.knobs.runtime.interpret = True

@@ -1,0 +1,60 @@
+"""Every shipped configuration compiles for both architectures within its limits, without a GPU."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cdpvae_kernels import resources
+from cdpvae_kernels.launch_configs import SHIPPED
+
+
+@pytest.fixture(scope="module")
+def usages(tmp_path_factory):
+    """Compiled in another process: in this one the kernels may be the interpreter's."""
+    path = tmp_path_factory.mktemp("resources") / "usage.csv"
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-m", "cdpvae_kernels.resources", "--check", "--csv", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    print(result.stdout)
+    assert result.returncode == 0, result.stderr
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("arch", resources.DEFAULT_ARCHITECTURES)
+def test_hot_kernels_do_not_spill_and_blocks_fit(usages, arch):
+    rows = [row for row in usages if row["arch"] == arch]
+    assert rows
+    for row in rows:
+        assert row["hot"] == "False" or row["spills"] == "0", row
+        assert int(row["shared"]) <= resources.SHARED_MEMORY_LIMIT[arch], row
+        assert 16 <= int(row["registers"]) <= 255, row
+
+
+@pytest.mark.parametrize("arch", resources.DEFAULT_ARCHITECTURES)
+def test_every_configured_kernel_is_compiled(usages, arch):
+    configured = set(json.loads(SHIPPED.read_text())[arch])
+    compiled = {row["kernel"].split()[0] for row in usages if row["arch"] == arch}
+    assert compiled == configured
+
+
+def test_what_passes_a_limit_is_named():
+    fine = resources.Usage("sm_89", "op.kernel", "BLOCK=1", 64, 0, 101376, True)
+    assert fine.problem() is None
+    spilling = resources.Usage("sm_89", "op.kernel", "BLOCK=1", 255, 3, 0, True)
+    assert spilling.problem() == "sm_89 op.kernel (BLOCK=1): 3 spills"
+    large = resources.Usage("sm_89", "op.kernel", "BLOCK=1", 64, 0, 101377, False)
+    assert "101377 bytes > 101376" in large.problem()
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="arch='sm_12'; known are sm_80"):
+        resources.measure("sm_12")
