@@ -40,6 +40,6 @@ setup(
     extras_require={
         "gpu": ["triton>=3.6", "flash-attn"],
         "test": ["pytest", "pytest-timeout", "ruff"],
-        "bench": ["triton>=3.6", "liger-kernel", "pandas"],
+        "bench": ["triton>=3.6", "liger-kernel", "cut-cross-entropy", "matplotlib"],
     },
 )

@@ -1,9 +1,11 @@
 """The operations of the soft-prompt VAE that are worth a kernel, behind one function each.
 
-The package needs torch alone and knows nothing of `cdpvae`: anyone can use it on its own.
+The package needs torch, and Triton on a GPU; it knows nothing of `cdpvae`: anyone can use it on
+its own.
 `reference.py` holds the definitions in plain PyTorch; they are the CPU path and the oracle of every
-other implementation. Each public function takes `impl` (`None` picks by device) and checks its
-arguments once, so an implementation receives only valid ones.
+other implementation; `triton_kernels/` holds the kernels for GPUs. Each public function takes
+`impl` (`None` picks by device) and checks its arguments once, so an implementation receives only
+valid ones.
 
     from cdpvae_kernels import linear_cross_entropy
     loss = linear_cross_entropy(hidden, lm_head.weight, targets, rows=rows, divisor=num_targets)
@@ -11,6 +13,7 @@ arguments once, so an implementation receives only valid ones.
 
 from cdpvae_kernels import philox
 from cdpvae_kernels.bow_bce import bow_bce, bow_categorical
+from cdpvae_kernels.dispatch import describe
 from cdpvae_kernels.linear_cross_entropy import Stats, linear_cross_entropy
 from cdpvae_kernels.philox import Stream
 from cdpvae_kernels.prefixed_embedding import prefixed_embedding, prefixed_rows
@@ -21,6 +24,7 @@ __all__ = [
     "Stream",
     "bow_bce",
     "bow_categorical",
+    "describe",
     "linear_cross_entropy",
     "philox",
     "prefixed_embedding",

@@ -1,8 +1,8 @@
 """Which implementation of an operation runs.
 
-Each public function keeps a table {name: callable} with the entry "reference" and, where there is a
-kernel, "triton". Triton is imported at the first use of such an entry, so that the package works
-where it is not installed.
+Each public function keeps a table {name: callable}: "reference", which defines the operation, and
+where there is one "triton", the kernel for GPUs, and "tiled", the fast path of CPUs. Triton is
+imported when such an entry is first used, so that the package works where it is not installed.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def choose_name(
     """
     fits = dtype is None or dtype in TRITON_DTYPES
     if impl is None:
-        on_gpu = device.type == "cuda" and "triton" in implementations
-        return "triton" if on_gpu and fits and triton_is_installed() else "reference"
+        triton = "triton" if fits and triton_is_installed() else None
+        best = {"cuda": triton, "cpu": "tiled"}.get(device.type)
+        return best if best in implementations else "reference"
     if impl not in implementations:
         raise ValueError(
             f"impl={impl!r}: {op} has the implementations {sorted(implementations)}; "
@@ -53,6 +54,20 @@ def choose(
 ) -> Callable:
     """The implementation itself; arguments and errors as for `choose_name`."""
     return implementations[choose_name(op, impl, device, implementations, dtype)]
+
+
+def describe(impl: str | None, device: torch.device) -> str:
+    """What will run on `device`, for the log: 'triton (launch_configs.json: sm_90)'.
+
+    Raises ValueError for an `impl` that cannot run there, as the operations would.
+    """
+    known = dict.fromkeys(("reference", "tiled", "triton"), from_triton)
+    name = choose_name("every operation", impl, device, known)
+    if name != "triton":
+        return f"{name} (plain PyTorch)"
+    from cdpvae_kernels.launch_configs import describe as describe_table
+
+    return f"triton ({describe_table(device)})"
 
 
 def from_triton(module: str, function: str) -> Callable:

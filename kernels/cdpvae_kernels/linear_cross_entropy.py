@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cdpvae_kernels import reference
+from cdpvae_kernels import reference, tiled
 from cdpvae_kernels.checks import (
     FLOATS,
     INTEGERS,
@@ -32,6 +32,7 @@ from cdpvae_kernels.matmul import accumulation_dtype
 
 _IMPLEMENTATIONS = {
     "reference": reference.linear_cross_entropy,
+    "tiled": tiled.linear_cross_entropy,
     "triton": from_triton("linear_cross_entropy", "linear_cross_entropy"),
 }
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib
-import pkgutil
 import re
 import subprocess
 import sys
@@ -65,9 +63,8 @@ def specializations() -> dict:
     from cdpvae_kernels import triton_kernels
 
     found = {}
-    for module in pkgutil.iter_modules(triton_kernels.__path__):
-        loaded = importlib.import_module(f"{triton_kernels.__name__}.{module.name}")
-        found |= getattr(loaded, "specializations", dict)()
+    for module in triton_kernels.modules():
+        found |= module.specializations()
     return found
 
 
@@ -88,7 +85,7 @@ def _compile(name: str, spec, arch: str) -> Usage:
         constexprs={(names.index(n),): v for n, v in {**spec.constants, **blocks}.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in spec.aligned},
     )
-    options = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
+    options = {key: config[key] for key in ("num_warps", "num_stages")} | spec.options
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP_SIZE)
     compiled = triton.compile(source, target=target, options=options)
     registers, spills = _read_machine_code(compiled.asm["cubin"])

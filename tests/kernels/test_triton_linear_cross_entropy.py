@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cdpvae_kernels import linear_cross_entropy
-from cdpvae_kernels.triton_kernels import linear_cross_entropy as kernels
+from cdpvae_kernels.triton_kernels import runtime
 from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -25,7 +25,7 @@ def small_blocks(monkeypatch):
         block = wanted[name.rpartition(".")[2]]
         return {key: value for key, value in blocks.items() if key in (block, "num_warps")}
 
-    monkeypatch.setattr(kernels, "launch_config", config)
+    monkeypatch.setattr(runtime, "launch_config", config)
 
 
 def problem(dtype=torch.float32, scale=1.0, rows=T, vocab=V):

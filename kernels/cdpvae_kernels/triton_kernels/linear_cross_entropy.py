@@ -26,10 +26,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cdpvae_kernels.launch_configs import LaunchConfig, launch_config
+from cdpvae_kernels.launch_configs import LaunchConfig
 from cdpvae_kernels.matmul import accumulate, accumulation_dtype, matmul, operand
-from cdpvae_kernels.triton_kernels.runtime import POINTERS, Specialization, fitted
+from cdpvae_kernels.triton_kernels.runtime import (
+    POINTERS,
+    Shapes,
+    Specialization,
+    Tunable,
+    configuration,
+)
 
+OP = "linear_cross_entropy"
 # Logits in fp32 and e in the operands' dtype held at a time, and the fewest rows that keep the
 # products bound by arithmetic: below, reading the head for every chunk costs more than using it.
 CHUNK_BYTES = 800 << 20
@@ -67,8 +74,12 @@ def _capped(raw, softcap, HAS_SOFTCAP: tl.constexpr):
     """The logit after the soft cap, and d logit / d raw."""
     if HAS_SOFTCAP:
         tanh = _tanh(raw / softcap)
-        return tanh * softcap, 1.0 - tanh * tanh
-    return raw, raw * 0.0 + 1.0
+        logit = tanh * softcap
+        slope = 1.0 - tanh * tanh
+    else:
+        logit = raw
+        slope = 1.0
+    return logit, slope
 
 
 @triton.jit
@@ -271,27 +282,22 @@ def _launch_rows(logits, exps, per_row, nll, lse, z_loss, softcap, configs) -> N
         HAS_SOFTCAP=softcap is not None,
         STORE_EXPS=exps.numel() > 0,
         NARROW=exps.dtype == torch.float16,
-        **_config("rows", logits.device, configs, BLOCK_V=vocab),
+        **configuration(f"{OP}.rows", logits.device, configs, BLOCK_V=vocab),
     )
 
 
 def _launch_error(exps, per_row, configs) -> None:
     rows, vocab = exps.shape
-    config = _config("error", exps.device, configs, BLOCK_V=vocab)
+    config = configuration(f"{OP}.error", exps.device, configs, BLOCK_V=vocab)
     grid = (rows, triton.cdiv(vocab, config["BLOCK_V"]))
     error_kernel[grid](exps, *per_row, vocab, **config)
 
 
 def _launch_finish(product, head, per_row, scale, grad, configs) -> None:
     rows, width = product.shape
-    config = _config("finish", product.device, configs, BLOCK_D=width)
+    config = configuration(f"{OP}.finish", product.device, configs, BLOCK_D=width)
     grid = (rows, triton.cdiv(width, config["BLOCK_D"]))
     finish_kernel[grid](product, head, *per_row, scale, grad, width, **config)
-
-
-def _config(kernel: str, device: torch.device, configs, **extents: int) -> LaunchConfig:
-    name = f"linear_cross_entropy.{kernel}"
-    return fitted((configs or {}).get(name) or launch_config(name, device), **extents)
 
 
 def specializations() -> dict[str, Specialization]:
@@ -304,9 +310,9 @@ def specializations() -> dict[str, Specialization]:
     out = {}
     for dtype, softcap in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)):
         name = POINTERS[dtype].strip("*") + (" softcap" if softcap else "")
-        out[f"linear_cross_entropy.rows {name}"] = Specialization(
+        out[f"{OP}.rows {name}"] = Specialization(
             rows_kernel,
-            "linear_cross_entropy.rows",
+            f"{OP}.rows",
             {
                 "logits_ptr": "*fp32",
                 "exps_ptr": POINTERS[dtype],
@@ -320,15 +326,15 @@ def specializations() -> dict[str, Specialization]:
             {"HAS_SOFTCAP": softcap, "STORE_EXPS": True, "NARROW": dtype == torch.float16},
             ("logits_ptr", "exps_ptr", "vocab"),
         )
-    out["linear_cross_entropy.error bf16"] = Specialization(
+    out[f"{OP}.error bf16"] = Specialization(
         error_kernel,
-        "linear_cross_entropy.error",
+        f"{OP}.error",
         {"exps_ptr": "*bf16", **per_row, "vocab": "i32"},
         aligned=("exps_ptr", "vocab"),
     )
-    out["linear_cross_entropy.finish bf16"] = Specialization(
+    out[f"{OP}.finish bf16"] = Specialization(
         finish_kernel,
-        "linear_cross_entropy.finish",
+        f"{OP}.finish",
         {
             "product_ptr": "*fp32",
             "weight_ptr": "*bf16",
@@ -340,3 +346,55 @@ def specializations() -> dict[str, Specialization]:
         aligned=("product_ptr", "weight_ptr", "grad_ptr", "width"),
     )
     return out
+
+
+def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
+    """The three kernels on one chunk of random logits."""
+    rows, vocab, width = shapes.chunk, shapes.vocab, shapes.width
+    fp32 = {"dtype": torch.float32, "device": device}
+    draw = {"dtype": shapes.dtype, "device": device}
+    logits, weight = torch.randn(rows, vocab, **fp32), torch.randn(vocab, width, **draw)
+    exps, grad = torch.ones(rows, vocab, **draw), torch.empty(rows, width, **draw)
+    product = torch.randn(rows, width, **fp32)
+    targets = torch.randint(vocab, (rows,), device=device)
+    per_row = (targets, torch.ones(rows, **fp32), torch.ones(rows, **fp32))
+    nll, lse, scale = torch.empty(rows, **fp32), torch.empty(rows, **fp32), torch.ones((), **fp32)
+    half = shapes.dtype.itemsize
+
+    def launcher(name, launch):
+        return lambda config: launch({f"{OP}.{name}": config})
+
+    return [
+        Tunable(
+            f"{OP}.rows",
+            {
+                "BLOCK_V": (1024, 2048, 4096, 8192, 16384),
+                "num_warps": (4, 8, 16, 32),
+                "num_stages": (1, 2, 3),
+            },
+            launcher(
+                "rows",
+                lambda c: _launch_rows(logits, exps, per_row, nll, lse, 0.0, None, c),
+            ),
+            rows * vocab * (4 + half),
+        ),
+        Tunable(
+            f"{OP}.error",
+            {"BLOCK_V": (1024, 2048, 4096, 8192), "num_warps": (4, 8, 16), "num_stages": (1,)},
+            launcher("error", lambda c: _launch_error(exps, per_row, c)),
+            rows * vocab * 2 * half,
+        ),
+        Tunable(
+            f"{OP}.finish",
+            {
+                "BLOCK_D": (256, 512, 1024, 2048, 4096),
+                "num_warps": (1, 2, 4, 8),
+                "num_stages": (1,),
+            },
+            launcher(
+                "finish",
+                lambda c: _launch_finish(product, weight, per_row, scale, grad, c),
+            ),
+            rows * width * (4 + 2 * half),
+        ),
+    ]

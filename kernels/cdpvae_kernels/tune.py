@@ -1,0 +1,180 @@
+"""Measure block sizes and warps on this machine's GPU and keep the best ones for it.
+
+    python -m cdpvae_kernels.tune [--only linear_cross_entropy ...] [--rounds 20] [--dry-run]
+
+Every kernel runs with every candidate, interleaved, so that a GPU that changes its clock does so
+for all of them; the median counts. A candidate must beat the present choice by 2 % to replace it.
+The result goes to $CDPVAE_KERNELS_CONFIGS or ~/.cache/cdpvae_kernels/launch_configs.json under the
+GPU's name and counts for this GPU alone. Other block sizes add in another order: results before
+and after differ in their last bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cdpvae_kernels import triton_kernels
+from cdpvae_kernels.launch_configs import (
+    LaunchConfig,
+    Table,
+    launch_config,
+    read_table,
+    user_table_path,
+)
+from cdpvae_kernels.triton_kernels.runtime import Shapes, Tunable
+
+LEAST_GAIN = 0.02
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# Milliseconds that one call takes.
+Clock = Callable[[Callable[[], None]], float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was found for one kernel. milliseconds: medians. failed: candidates that do not run."""
+
+    config: str
+    before: LaunchConfig
+    before_ms: float
+    best: LaunchConfig
+    best_ms: float
+    bytes: int
+    failed: int
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        return self.bytes / self.best_ms / 1e6
+
+    def line(self) -> str:
+        shown = " ".join(f"{key}={value}" for key, value in self.best.items())
+        change = "kept" if self.best == self.before else f"was {self.before_ms:.4f}"
+        return (
+            f"{self.config:32s} {self.best_ms:8.4f} ms ({change})  "
+            f"{self.gigabytes_per_second:7.1f} GB/s  {shown}"
+            + (f"  ({self.failed} candidates do not fit)" if self.failed else "")
+        )
+
+
+def tune(tunable: Tunable, device: torch.device, rounds: int, clock: Clock) -> Choice:
+    """Time every candidate of one kernel. Raises RuntimeError when the present choice fails."""
+    before = launch_config(tunable.config, device)
+    names = list(tunable.candidates)
+    grid = [
+        dict(zip(names, values, strict=True))
+        for values in itertools.product(*tunable.candidates.values())
+    ]
+    candidates = [before, *(config for config in grid if config != before)]
+    running = [config for config in candidates if _runs(tunable, config)]
+    if before not in running:
+        raise RuntimeError(f"{tunable.config}: its present configuration {before} does not run")
+    times: list[list[float]] = [[] for _ in running]
+    for _ in range(rounds):
+        for config, measured in zip(running, times, strict=True):
+            measured.append(clock(lambda config=config: tunable.launch(config)))
+    medians = [statistics.median(measured) for measured in times]
+    best = min(range(len(running)), key=medians.__getitem__)
+    if medians[best] > (1.0 - LEAST_GAIN) * medians[0]:
+        best = 0
+    return Choice(
+        tunable.config,
+        before,
+        medians[0],
+        running[best],
+        medians[best],
+        tunable.bytes,
+        len(candidates) - len(running),
+    )
+
+
+def _runs(tunable: Tunable, config: LaunchConfig) -> bool:
+    """Compile and run once: False where the block wants more than the GPU has."""
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    try:
+        tunable.launch(config)
+    except (OutOfResources, PTXASError):
+        return False
+    return True
+
+
+def cuda_clock(call: Callable[[], None]) -> float:
+    """One call between two events, after a wait for whatever ran before."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+    torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def wall_clock(call: Callable[[], None]) -> float:
+    """For the interpreter, where there is no device to wait for."""
+    start = time.perf_counter()
+    call()
+    return (time.perf_counter() - start) * 1e3
+
+
+def write(choices: Sequence[Choice], device_name: str, path: Path) -> None:
+    """Merge into the user's table: other GPUs and other kernels keep their entries."""
+    table: Table = json.loads(path.read_text()) if path.exists() else {}
+    table[device_name] = table.get(device_name, {}) | {c.config: c.best for c in choices}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(table, indent=2) + "\n")
+    os.replace(partial, path)
+    read_table.cache_clear()
+
+
+def find_tunables(shapes: Shapes, device: torch.device, only: Sequence[str]) -> list[Tunable]:
+    """Those whose name starts with one of `only`; all without. Raises ValueError for no match."""
+    found = [t for module in triton_kernels.modules() for t in module.tunables(shapes, device)]
+    chosen = [t for t in found if not only or any(t.config.startswith(name) for name in only)]
+    if not chosen:
+        known = ", ".join(sorted({t.config for t in found}))
+        raise ValueError(f"--only {' '.join(only)}: no such kernel; known are {known}")
+    return chosen
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=(), help="kernels, by the start of the name")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--dry-run", action="store_true", help="measure and print, write nothing")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    for name in ("vocab", "width", "latent", "rows", "chunk", "tokens", "prompts"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(Shapes(), name))
+    options = vars(parser.parse_args(argv))
+    only, rounds, dry_run = (options.pop(name) for name in ("only", "rounds", "dry_run"))
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU to measure on")
+    device = torch.device("cuda", torch.cuda.current_device())
+    shapes = Shapes(**{**options, "dtype": DTYPES[options["dtype"]]})
+    choices = []
+    try:
+        for tunable in find_tunables(shapes, device, only):
+            choices.append(tune(tunable, device, rounds, cuda_clock))
+            print(choices[-1].line(), flush=True)
+    except ValueError as error:
+        parser.error(str(error))
+    if not dry_run:
+        path = user_table_path()
+        write(choices, torch.cuda.get_device_name(device), path)
+        print(f"written to {path} for {torch.cuda.get_device_name(device)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
