@@ -65,13 +65,23 @@ class ModelConfig(_Group):
         "up_proj",
         "down_proj",
     )
-    attention: Literal["auto", "sdpa"] = Field("auto", description="packed attention backend")
-    kernels: Literal["auto", "reference"] = Field(
-        "auto", description="implementation of the heavy operations"
+    attention: Literal["auto", "flash_attn", "varlen", "sdpa"] = Field(
+        "auto",
+        description="packed attention: the flash-attn package, FlashAttention inside torch, or "
+        "padded scaled_dot_product_attention; auto takes the first that runs",
+    )
+    kernels: Literal["auto", "triton", "reference"] = Field(
+        "auto",
+        description="the heavy operations: Triton kernels (auto on a GPU) or plain PyTorch",
     )
     no_latent: bool = Field(
         False, description="baseline: the same decoder and trainer without z (LoRA language model)"
     )
+
+    @property
+    def kernel_impl(self) -> str | None:
+        """`kernels` as `cdpvae_kernels` takes it: None picks by device."""
+        return None if self.kernels == "auto" else self.kernels
 
     @property
     def lora_scaling(self) -> float:

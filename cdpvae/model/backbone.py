@@ -27,7 +27,9 @@ from transformers.cache_utils import Cache
 
 from cdpvae.batch import PackedText, SpecialTokens
 from cdpvae.config import ModelConfig
-from cdpvae.model.attention import ATTENTION_NAME, Packing, Prefix, register
+from cdpvae.model.attention import ATTENTION_NAME, register
+from cdpvae.model.attention_backends import AttentionBackend, choose_backend
+from cdpvae.model.packing import Packing, Prefix
 
 
 class Backbone(nn.Module):
@@ -52,7 +54,8 @@ class Backbone(nn.Module):
         llama.config._attn_implementation = ATTENTION_NAME
         llama.requires_grad_(False)
         self.encoder_layer = config.encoder_layer
-        self.attention_backend = "sdpa"
+        self._wanted_attention = config.attention
+        self._attention: tuple[object, AttentionBackend] | None = None
         self.gradient_checkpointing = False
         with warnings.catch_warnings():
             # PEFT asks transformers by a name that is deprecated there; nothing of ours.
@@ -69,6 +72,9 @@ class Backbone(nn.Module):
         """
         llama_config = load_llama_config(config.backbone)
         check_fits(llama_config, config)
+        # The module may still move, but on no machine to a device that torch does not see.
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        choose_backend(config.attention, device, dtype, llama_config.head_dim)
         llama = LlamaForCausalLM.from_pretrained(config.backbone, dtype=dtype)
         return cls(llama, config)
 
@@ -89,6 +95,19 @@ class Backbone(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, D); the embedding itself where the backbone ties them."""
         return self.llama.get_output_embeddings().weight
+
+    @property
+    def attention(self) -> AttentionBackend:
+        """The attention backend for the device and dtype that the weights have now.
+
+        Raises ValueError when the settings name one that cannot run there.
+        """
+        weight = self.embedding_weight
+        place = (weight.device, weight.dtype)
+        if self._attention is None or self._attention[0] != place:
+            backend = choose_backend(self._wanted_attention, *place, self.config.head_dim)
+            self._attention = (place, backend)
+        return self._attention[1]
 
     @property
     def num_states(self) -> int:
@@ -129,7 +148,9 @@ class Backbone(nn.Module):
             states = [hidden[0]]
             position = model.rotary_emb(hidden, position_ids=packing.position_ids)
             for layer in model.layers[:last]:
-                hidden = layer(hidden, position_embeddings=position, packing=packing)
+                hidden = layer(
+                    hidden, position_embeddings=position, packing=packing, backend=self.attention
+                )
                 states.append(hidden[0])
         if isinstance(self.encoder_layer, int):
             return states[-1:]
@@ -143,7 +164,12 @@ class Backbone(nn.Module):
         model = self.llama.model
         hidden = embeds_TD[None]
         position = model.rotary_emb(hidden, position_ids=packing.position_ids)
-        kwargs = {"position_embeddings": position, "packing": packing, "prefixes": prefixes}
+        kwargs = {
+            "position_embeddings": position,
+            "packing": packing,
+            "backend": self.attention,
+            "prefixes": prefixes,
+        }
         for layer in model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, use_reentrant=False, **kwargs)
@@ -155,9 +181,10 @@ class Backbone(nn.Module):
         """Generation: L new tokens per row (B, L, D) after what `cache` holds -> (B, L, D)."""
         model = self.llama.model
         length = embeds_BLD.shape[1]
-        position_ids = torch.arange(first_position, first_position + length)
-        position_ids = position_ids.to(embeds_BLD.device)[None]
-        position = model.rotary_emb(embeds_BLD, position_ids=position_ids)
+        position_ids = torch.arange(
+            first_position, first_position + length, device=embeds_BLD.device
+        )
+        position = model.rotary_emb(embeds_BLD, position_ids=position_ids[None])
         hidden = embeds_BLD
         for layer in model.layers:
             hidden = layer(

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cdpvae.batch import Posterior
 from cdpvae.config import ModelConfig
-from cdpvae.model.attention import Packing
+from cdpvae.model.packing import Packing
 
 
 class LayerMix(nn.Module):
@@ -72,9 +72,7 @@ class AttentionPooling(nn.Module):
 
     def _softmax_per_row(self, scores_TH: Tensor, packing: Packing) -> Tensor:
         """-> (B, L, H) fp32 weights, zero at padding."""
-        shape = (packing.num_rows * packing.max_len, scores_TH.shape[-1])
-        padded = scores_TH.new_full(shape, float("-inf")).index_copy(0, packing.slot, scores_TH)
-        weights = padded.view(packing.num_rows, packing.max_len, -1).softmax(1)
+        weights = packing.pad(scores_TH, fill=float("-inf")).softmax(1)
         return F.dropout(weights, self.dropout, self.training)
 
 

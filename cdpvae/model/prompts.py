@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cdpvae.model.attention import Prefix
+from cdpvae.model.packing import Prefix
 
 
 class SoftPromptProjector(nn.Module):

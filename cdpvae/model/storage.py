@@ -75,6 +75,8 @@ def load(cls, directory: Path, *, backbone: str | Backbone | None, dtype: torch.
     Raises ValueError naming the file and what does not fit.
     """
     config, tokens = read_config(directory)
+    # What computes attention and the kernels belongs to the machine, not to the model.
+    config = config.model_copy(update={"attention": "auto", "kernels": "auto"})
     if isinstance(backbone, str):
         config = config.model_copy(update={"backbone": backbone})
     check_adapter(directory, config)

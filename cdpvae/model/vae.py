@@ -26,8 +26,8 @@ from cdpvae.batch import LossTerms, PackedText, Posterior, SpecialTokens, StepPl
 from cdpvae.config import ModelConfig
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.model import generation, storage
-from cdpvae.model.attention import Packing
 from cdpvae.model.backbone import Backbone
+from cdpvae.model.packing import Packing
 from cdpvae.model.posterior import AttentionPooling, LayerMix, VariationalEncoder, reparameterize
 from cdpvae.model.prompts import DeepPrefixProjector, SoftPromptProjector
 from cdpvae_kernels import philox, prefixed_embedding, prefixed_rows, word_dropout
@@ -83,7 +83,10 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         self.backbone = backbone or Backbone.load(config)
         llama = self.backbone.config
         self.tokens = tokens or storage.tokens_of(llama)
-        self.impl = None if config.kernels == "auto" else config.kernels
+        # On the model's device: made anew in every step, it would be a copy that waits for it.
+        no_content = torch.tensor(self.tokens.no_content)
+        self.register_buffer("no_content_ids", no_content, persistent=False)
+        self.impl = config.kernel_impl
         self.layer_mix = self.pooling = self.encoder = self.projector = None
         self.deep_prefix = self.bow_head = None
         if config.no_latent:
@@ -168,9 +171,9 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
             embedding, input_ids, response.cu_seqlens, prompts, impl=self.impl
         )
         prefixes = self.deep_prefix(z) if self.deep_prefix is not None else None
-        first_position = self.config.num_soft_tokens if prefixes is not None else 0
+        prefix_len = self.config.num_soft_tokens if prefixes is not None else 0
         packing = Packing.of(
-            cu_seqlens, embeds.shape[0], response.max_len + num_prompts, first_position
+            cu_seqlens, embeds.shape[0], response.max_len + num_prompts, prefix_len
         )
         hidden = self.backbone.decode(embeds, packing, prefixes)
         every = torch.arange(input_ids.numel(), device=input_ids.device)
@@ -292,7 +295,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
             bow_weight=None if bow is None else bow.weight,
             bow_bias=None if bow is None else bow.bias,
             response=batch.response,
-            special_ids=torch.tensor(self.tokens.no_content, device=batch.targets.device),
+            special_ids=self.no_content_ids,
             view=view,
             plan=plan,
             gather=gather,

@@ -33,6 +33,7 @@ from cdpvae.training.loop import Trainer
 from cdpvae.training.reporter import Reporter
 from cdpvae.training.schedule import Planner
 from cdpvae.training.telemetry import Telemetry
+from cdpvae_kernels import describe
 
 
 def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
@@ -49,7 +50,7 @@ def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
         normalize=loss.normalize_latents,
         queue_size=loss.queue_size,
         micro_batches_per_step=training.gradient_accumulation_steps * world_size,
-        impl=None if settings.model.kernels == "auto" else settings.model.kernels,
+        impl=settings.model.kernel_impl,
     )
 
 
@@ -80,6 +81,7 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
     resolve_ds_config(training, world)
+    _check_kernels(settings, world)
     checkpoints = CheckpointManager(settings, world)
     resume_from = checkpoints.find(training.resume) if training.resume else None
     if resume_from is not None:
@@ -195,6 +197,14 @@ def _resumed_step(path: Path | None) -> int:
     return json.loads((path / "state.json").read_text())["step"] if path else 0
 
 
+def _check_kernels(settings: Settings, world: World) -> None:
+    """Refuse kernels that cannot run here, before weights are loaded."""
+    try:
+        describe(settings.model.kernel_impl, world.device)
+    except ValueError as error:
+        raise ValueError(f"model.kernels={settings.model.kernels!r}: {error}") from None
+
+
 def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | None) -> None:
     settings, world = trainer.settings, trainer.world
     model = trainer.engine.module.model
@@ -209,7 +219,7 @@ def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | N
     say = trainer.telemetry.say
     say(
         f"cdpvae: {world.world_size} rank(s) on {world.device.type}, {settings.training.precision},"
-        f" attention {model.backbone.attention_backend}, kernels {settings.model.kernels}"
+        f" attention {model.backbone.attention}, kernels {describe(model.impl, world.device)}"
     )
     say(
         f"{trainable:,} trainable parameters ({lora:,} LoRA, scaling "

@@ -15,7 +15,7 @@ from cdpvae.model import (
     SoftPromptProjector,
     VariationalEncoder,
 )
-from cdpvae.model.attention import Packing
+from cdpvae.model.packing import Packing
 
 
 def packing_of(lengths: list[int]) -> Packing:

@@ -1,4 +1,7 @@
-"""Packed equals separate, nothing leaks, and both equal transformers' own LlamaForCausalLM."""
+"""Packed equals separate, nothing leaks, and both equal transformers' own LlamaForCausalLM.
+
+The whole model under every attention backend; those that need a GPU are stood in for.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,25 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from cdpvae.batch import PackedText, VAEBatch
+from cdpvae.model.attention import packed_attention
+from cdpvae.model.packing import Packing
+from support.attention import backends
 
+BACKENDS = backends()
 VARIANTS = {
     "grouped": {},
     "wide heads": {},
     "tied": {},
 }
 EXACT = {"rtol": 1e-10, "atol": 1e-10}  # fp64: only the order of sums differs
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, monkeypatch):
+    """Every model of the test attends with this backend."""
+    chosen = BACKENDS[request.param]
+    monkeypatch.setattr("cdpvae.model.backbone.choose_backend", lambda *_: chosen)
+    return chosen
 
 
 def oracle_hidden(llama, prompts, ids, prefix=None):
@@ -43,9 +58,10 @@ def with_lora_merged(model, llama):
 @pytest.mark.parametrize("shape", VARIANTS)
 @pytest.mark.parametrize("deep_prefix", [False, True])
 def test_packed_decoder_equals_transformers_row_by_row(
-    make_model, make_llama, batch, shape, deep_prefix
+    make_model, make_llama, batch, shape, deep_prefix, backend
 ):
     model = make_model(shape, deep_prefix=deep_prefix)
+    assert model.backbone.attention is backend
     llama = with_lora_merged(model, make_llama(shape))
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
     with torch.no_grad():
@@ -62,8 +78,12 @@ def test_packed_decoder_equals_transformers_row_by_row(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_deep_prefix_gradients_equal_the_cache_oracle(make_model, make_llama, batch, checkpointing):
-    model = make_model(deep_prefix=True)
+@pytest.mark.parametrize("deep_prefix", [False, True])
+def test_gradients_equal_the_cache_oracle(
+    make_model, make_llama, batch, deep_prefix, checkpointing, backend
+):
+    """Through soft prompts and prefix back to z."""
+    model = make_model(deep_prefix=deep_prefix)
     model.set_gradient_checkpointing(checkpointing)
     llama = with_lora_merged(model, make_llama())
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
@@ -71,10 +91,13 @@ def test_deep_prefix_gradients_equal_the_cache_oracle(make_model, make_llama, ba
     decoded = model.decode(ours, batch.response.ids, batch.response)
     logits = F.linear(decoded.hidden[decoded.rows[batch.target_rows]], llama.lm_head.weight)
     F.cross_entropy(logits, batch.targets, reduction="sum").backward()
-    prompts, prefixes = model.projector(theirs), model.deep_prefix(theirs)
+    prompts = model.projector(theirs)
+    prefixes = model.deep_prefix(theirs) if deep_prefix else None
     total = 0.0
     for row, ids in enumerate(batch.response.rows()):
-        prefix = [(k[row : row + 1], v[row : row + 1]) for k, v in prefixes]
+        prefix = None
+        if prefixes is not None:
+            prefix = [(k[row : row + 1], v[row : row + 1]) for k, v in prefixes]
         hidden = oracle_hidden(llama, prompts[row], ids, prefix)[prompts.shape[1] :]
         logits = F.linear(hidden[:-1], llama.lm_head.weight)
         total = total + F.cross_entropy(logits, ids[1:], reduction="sum")
@@ -83,7 +106,9 @@ def test_deep_prefix_gradients_equal_the_cache_oracle(make_model, make_llama, ba
 
 
 @pytest.mark.parametrize("deep_prefix", [False, True])
-def test_perturbing_one_segment_leaves_the_others_unchanged(make_model, batch, deep_prefix):
+def test_perturbing_one_segment_leaves_the_others_unchanged(
+    make_model, batch, deep_prefix, backend
+):
     model = make_model(deep_prefix=deep_prefix)
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
     start, stop = batch.response.cu_seqlens[1:3].tolist()
@@ -109,13 +134,11 @@ def test_perturbing_one_segment_leaves_the_others_unchanged(make_model, batch, d
 
 @pytest.mark.parametrize("encoder_layer", ["last", 1, 0, "mix"])
 def test_encoder_pass_equals_transformers_without_lora(
-    make_model, make_llama, batch, encoder_layer
+    make_model, make_llama, batch, encoder_layer, backend
 ):
     """The LoRA weights are not zero here: the pass must ignore them."""
     model, llama = make_model(encoder_layer=encoder_layer), make_llama()
     llama.config._attn_implementation = "sdpa"
-    from cdpvae.model.attention import Packing
-
     text = batch.instruction
     packing = Packing.of(text.cu_seqlens, text.ids.numel(), text.max_len)
     states = model.backbone.encode(text, packing)
@@ -149,7 +172,7 @@ def test_packed_posterior_and_logits_equal_separate(make_model, batch):
             )
 
 
-def test_checkpointing_changes_no_bit(make_model, batch):
+def test_checkpointing_changes_no_bit(make_model, batch, backend):
     """Same torch seed, LoRA dropout on: the recomputation draws the same masks."""
     gradients = []
     for checkpointing in (False, True):
@@ -165,6 +188,27 @@ def test_checkpointing_changes_no_bit(make_model, batch):
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("deep_prefix", [False, True])
+def test_generation_with_a_cache_equals_the_packed_pass(make_model, batch, deep_prefix, backend):
+    """Soft prompts and BOS at once, then a token at a time: the same hidden states."""
+    model = make_model(deep_prefix=deep_prefix)
+    z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
+    with torch.no_grad():
+        decoded = model.decode(z, batch.response.ids, batch.response)
+        packed = decoded.hidden[decoded.rows].split(batch.response.lengths.tolist())
+        prompts = model.projector(z)
+        for row, ids in enumerate(batch.response.rows()):
+            cache = DynamicCache(config=model.backbone.config)
+            position = model.fill_prefix_cache(z[row : row + 1], cache)
+            embeds = model.backbone.llama.get_input_embeddings()(ids)[None]
+            step = torch.cat((prompts[row : row + 1], embeds[:, :1]), dim=1)
+            for t in range(len(ids)):
+                hidden = model.backbone.decode_step(step, cache, position)
+                torch.testing.assert_close(hidden[0, -1], packed[row][t], **EXACT)
+                position += step.shape[1]
+                step = embeds[:, t + 1 : t + 2]
+
+
 def test_lora_is_on_again_after_an_error(make_model):
     model = make_model()
     with pytest.raises(RuntimeError), model.backbone.lora_off():
@@ -173,8 +217,6 @@ def test_lora_is_on_again_after_an_error(make_model):
 
 
 def test_a_mask_beside_packing_is_refused(make_model):
-    from cdpvae.model.attention import packed_attention
-
     q = torch.zeros(1, 4, 3, 8)
     with pytest.raises(ValueError, match="attention_mask"):
         packed_attention(None, q, q, q, torch.ones(1, 3), 1.0)

@@ -43,6 +43,16 @@ def test_round_trip_is_bitwise(saved, batch):
     assert not again.training
 
 
+def test_what_computes_belongs_to_the_machine_and_not_to_the_model(saved):
+    """A model trained on a GPU with settings that only a GPU takes loads on a CPU."""
+    path = saved[2] / "config.json"
+    config = json.loads(path.read_text())
+    config["model"] |= {"attention": "varlen", "kernels": "triton"}
+    path.write_text(json.dumps(config))
+    again = LlamaSoftPromptVAE.from_pretrained(saved[2])
+    assert again.config.attention == again.config.kernels == "auto"
+
+
 def test_only_safetensors_and_json(saved):
     suffixes = {p.suffix for p in saved[2].iterdir()}
     assert suffixes == {".safetensors", ".json", ".md"}
