@@ -1,0 +1,121 @@
+"""Peak memory of a variant, beyond what was there before it ran. Figures are bytes.
+
+CUDA: the allocator's peak less what it held at the start. CPU: the resident size of a child
+process that runs this variant alone, its peak less its size after loading. The peak is read from
+`VmHWM`, reset through `/proc/self/clear_refs`: `ru_maxrss` would not do, since Linux carries it
+over from the parent when a child is started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.support.timing import Failure
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESULT_MARK = "benchmark-result: "
+KILLED = -9
+
+
+@dataclass(frozen=True)
+class Peak:
+    """start: bytes held before the call. peak: the most held during it."""
+
+    start: int
+    peak: int
+
+    @property
+    def extra(self) -> int:
+        return self.peak - self.start
+
+
+def peak_of(call: Callable[[], object], device: torch.device) -> Peak:
+    """Run `call` once and watch. On a CPU only meaningful in a process of its own, `in_child`.
+
+    Raises ValueError where the CPU's figure cannot be read (not a Linux).
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return Peak(start, torch.cuda.max_memory_allocated(device))
+    _return_free_memory()
+    _reset_resident_peak()
+    start = resident_bytes()
+    call()
+    return Peak(start, resident_bytes("VmHWM"))
+
+
+def resident_bytes(field: str = "VmRSS") -> int:
+    """This process's resident size, or with "VmHWM" its peak since the last reset."""
+    _require_proc()
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+def _reset_resident_peak() -> None:
+    _require_proc()
+    CLEAR_REFS.write_text("5")
+
+
+def _return_free_memory() -> None:
+    """What loading freed goes back to the system, or the call would use it and seem cheaper."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _require_proc() -> None:
+    if not (STATUS.exists() and CLEAR_REFS.exists()):
+        raise ValueError(
+            f"peak memory on {sys.platform}: it is read from /proc, which only Linux has; "
+            "leave the memory figures out"
+        )
+
+
+def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> dict | Failure:
+    """Run `python -m MODULE --child JOB` in a fresh process -> what it hands to `report`.
+
+    job: what to do, as JSON. threads: of the child. A child that fails, is killed (on a CPU the
+    way to run out of memory) or overruns `timeout` seconds is a `Failure`, with its last line.
+    """
+    command = [sys.executable, "-m", module, "--child", json.dumps(job)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    try:
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    except subprocess.TimeoutExpired:
+        return Failure(f"not finished after {timeout:.0f} s")
+    for line in done.stdout.splitlines():
+        if done.returncode == 0 and line.startswith(RESULT_MARK):
+            return json.loads(line.removeprefix(RESULT_MARK))
+    if done.returncode == KILLED:
+        return Failure("out of memory (the process was killed)", True)
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    out_of_memory = "OutOfMemoryError" in last or "can't allocate memory" in last
+    return Failure(f"exit status {done.returncode}: {last}"[:300], out_of_memory)
+
+
+def report(result: dict) -> None:
+    """In the child: hand `result` (JSON) back to `in_child`."""
+    print(RESULT_MARK + json.dumps(result), flush=True)

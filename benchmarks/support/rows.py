@@ -1,0 +1,116 @@
+"""Rows of results: what they were measured under, the CSV they are kept in, a PNG of them.
+
+A row is comparable with another only together with its conditions, so `conditions` goes into every
+row: command, commit, versions, device.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PACKAGES = ("torch", "transformers", "peft", "triton", "liger-kernel", "flash-attn")
+
+
+def conditions(
+    module: str,
+    arguments: Sequence[str],
+    device: torch.device,
+    packages: Sequence[str] = PACKAGES,
+) -> dict[str, str]:
+    """What a row needs to be compared with another one.
+
+    module, arguments: how to run it again, `python -m MODULE ARGUMENTS`. packages: those whose
+    versions matter; one that is not installed is left out.
+    """
+    return {
+        "date": date.today().isoformat(),
+        "command": f"python -m {module} {shlex.join(arguments)}".rstrip(),
+        "commit": commit(),
+        "versions": versions(packages),
+        "device": device_name(device),
+    }
+
+
+def commit() -> str:
+    """The short hash of HEAD, with "+" where tracked files differ from it."""
+    git = ["git", "-C", str(REPOSITORY)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    if head.returncode:
+        return "unknown"
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
+    return head.stdout.strip() + ("+" if changed else "")
+
+
+def versions(packages: Sequence[str]) -> str:
+    """ "torch 2.13.0, triton 3.7.1": the installed ones of `packages`."""
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's threads of this run, cores and vector instructions."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads, cores = torch.get_num_threads(), os.cpu_count()
+    return f"cpu, {threads} of {cores} cores, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def append(path: Path, rows: Sequence[dict]) -> None:
+    """Add rows to a CSV. Columns that are new, or that the rows lack, stay empty elsewhere."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before: list[dict] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            before = list(csv.DictReader(file))
+    every = [*before, *rows]
+    columns = list(dict.fromkeys(name for row in every for name in row))
+    beside = path.with_suffix(".csv.partial")
+    with beside.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=columns, restval="")
+        writer.writeheader()
+        writer.writerows(every)
+    beside.replace(path)
+
+
+def bars(path: Path, title: str, panels: dict[str, dict[str, tuple[float, float, float]]]) -> None:
+    """A PNG with one panel per measure, one bar per variant.
+
+    panels: {"label [unit]": {variant: (low, value, high)}}; low and high draw the error bar.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    for axis, (label, values) in zip(axes[0], panels.items(), strict=True):
+        heights = [value for _, value, _ in values.values()]
+        below = [value - low for low, value, _ in values.values()]
+        above = [high - value for _, value, high in values.values()]
+        drawn = axis.bar(list(values), heights, yerr=[below, above], capsize=3, color="#4878a8")
+        axis.bar_label(drawn, fmt="{:,.4g}", padding=2, fontsize=8)
+        axis.set_ylabel(label)
+        axis.margins(y=0.15)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

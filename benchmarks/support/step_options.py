@@ -1,0 +1,129 @@
+"""What `train_step.py` is asked on the command line, and what is built from it.
+
+A child process that measures memory builds the same from the same options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+
+from benchmarks.naive_step import NaiveStep
+from benchmarks.stock_step import StockStep
+from benchmarks.support.lengths import Corpus, Window, open_corpus, windows
+from benchmarks.support.our_step import OurStep
+from benchmarks.support.step_setup import Setup, llama_for, make_setup, settings_for
+
+NAMES = ("ours", "naive", "stock")
+
+
+@dataclasses.dataclass
+class StepOptions:
+    """Which model, which data, and what is measured."""
+
+    shape: Literal["tiny", "8b"] = "tiny"
+    backbone: str | None = None
+    """a Llama directory or hub id; default: random weights of the shape"""
+    lengths: str | None = None
+    """text whose rows are used: .json, .jsonl or .txt; default: shipped lengths, random ids"""
+    data: str | None = None
+    """processed directory whose rows are used"""
+    tokenizer: str | None = None
+    """for --lengths; default: one trained on the text"""
+    micro_batch: int = 16
+    """rows per micro-batch"""
+    accum: int = 1
+    """micro-batches per optimizer step"""
+    steps: int = 4
+    """optimizer steps per measurement, even: every other one computes the view"""
+    rounds: int = 7
+    warmup: int = 1
+    device: str | None = None
+    """default: cuda where there is one"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """default: bf16 on cuda, else fp32"""
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    """of ours; default: deepspeed in bf16, else torch"""
+    checkpointing: bool | None = None
+    """activation checkpointing in all variants; default: the shape's"""
+    stock_layout: Literal["flattened", "padded"] = "flattened"
+    """of stock"""
+    only: tuple[str, ...] = NAMES
+    """variants to time, "ours" among them"""
+    memory: bool = True
+    """measure peak memory, in child processes"""
+    double: bool = False
+    """ask only: does ours run at twice the micro-batch within naive's peak?"""
+    largest: float | None = None
+    """ask only: the largest micro-batch (by doubling) of each variant within this many GiB"""
+    threads: int | None = None
+    """torch threads; default: torch's choice"""
+    seed: int = 0
+    results: str | None = None
+    """where CSV and PNG go; default: benchmarks/results"""
+    save: bool = True
+    """write them"""
+
+    def check(self) -> None:
+        """Resolve what is "auto". Raises ValueError for options that do not go together."""
+        if self.steps < 2 or self.steps % 2:
+            raise ValueError(f"steps={self.steps}: an even number, half of them with the view")
+        if unknown := set(self.only) - set(NAMES):
+            raise ValueError(f"only={sorted(unknown)}: the variants are {', '.join(NAMES)}")
+        if "ours" not in self.only:
+            raise ValueError(f"only={self.only}: 'ours' is what the others are compared with")
+        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self.precision == "auto":
+            self.precision = "bf16" if self.device.startswith("cuda") else "fp32"
+        if self.engine == "auto":
+            self.engine = "deepspeed" if self.precision == "bf16" else "torch"
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+
+def open_setup(options: StepOptions) -> tuple[Setup, Corpus]:
+    """Settings, data and weights, the same in every process that asks with the same options."""
+    settings = settings_for(
+        options.shape,
+        options.micro_batch,
+        options.accum,
+        options.precision,
+        options.checkpointing,
+        options.seed,
+    )
+    llama = llama_for(options.shape, options.backbone)
+    corpus = open_corpus(
+        options.lengths,
+        options.data,
+        options.tokenizer,
+        llama.vocab_size,
+        settings.data,
+    )
+    device = torch.device(options.device)
+    return make_setup(settings, llama, options.backbone, corpus, device), corpus
+
+
+def build(name: str, setup: Setup, options: StepOptions) -> OurStep | NaiveStep:
+    """One variant over the shared weights."""
+    if name == "ours":
+        return OurStep(setup, options.engine)
+    return NaiveStep(setup) if name == "naive" else StockStep(setup, options.stock_layout)
+
+
+def some_windows(corpus: Corpus, options: StepOptions) -> list[Window]:
+    """The windows of one measurement."""
+    endless = windows(corpus, options.micro_batch, options.accum, options.seed)
+    return [next(endless) for _ in range(options.steps)]
+
+
+def head(name: str, options: StepOptions) -> dict:
+    """What a row is about."""
+    return {
+        "variant": name,
+        "shape": options.shape if options.backbone is None else "backbone",
+        "precision": options.precision,
+        "micro_batch": options.micro_batch,
+        "accum": options.accum,
+    }
