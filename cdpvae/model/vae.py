@@ -264,7 +264,12 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         """z ~ q(z|x) with noise that depends on (seed, sample index, epoch) alone -> (B, Z)."""
         position = torch.arange(posterior.mu.shape[1], device=posterior.mu.device)
         noise = philox.normal(
-            seed, philox.Stream.NOISE, sample_index[:, None], epoch, position[None, :]
+            seed,
+            philox.Stream.NOISE,
+            sample_index[:, None],
+            epoch,
+            position[None, :],
+            impl=self.impl,
         )
         return reparameterize(posterior, noise)
 

@@ -10,6 +10,8 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 Every step is integer arithmetic or an IEEE operation on one element (no library log or cos, whose
 bits depend on whether the vectorised or the scalar routine ran), so a draw has the same bits in any
 shape and layout and can be reproduced on another device.
+
+A GPU draws in one kernel, the operator `cdpvae_kernels::philox`, with the same bits.
 """
 
 import math
@@ -20,13 +22,22 @@ import torch
 from torch import Tensor
 
 from cdpvae_kernels.checks import INTEGERS, check_range
-from cdpvae_kernels.dispatch import choose
+from cdpvae_kernels.dispatch import choose, from_triton
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 EPOCH_BITS = 24
+SEED_LIMIT = 1 << 64
+EPOCH_LIMIT = 1 << EPOCH_BITS
+SAMPLE_LIMIT = 1 << 63
+
+# Horner's coefficients of the normal draw, highest order first: artanh(r) / r, cos and sin(a) / a.
+LOG_SERIES = tuple(1.0 / odd for odd in range(23, 0, -2))
+COSINE_SERIES = tuple((-1.0) ** n / math.factorial(2 * n) for n in range(8, -1, -1))
+SINE_SERIES = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(8, -1, -1))
+ANGLE_OF_TURN = 2.0 * math.pi / 2.0**24
 
 
 class Stream(IntEnum):
@@ -59,9 +70,7 @@ def bits(
     Returns int64 of the broadcast shape, values in [0, 2^32).
     Raises ValueError for a value outside its range (tensors: only where readable on the CPU).
     """
-    key, counters = _key_and_counters(seed, stream, sample_index, epoch, position)
-    words = choose("philox.bits", impl, counters[0].device, _IMPLEMENTATIONS)
-    return words(key, counters)[0]
+    return _draw("philox.bits", seed, stream, sample_index, epoch, position, False, impl)
 
 
 def uniform(
@@ -92,11 +101,7 @@ def normal(
     sqrt(-2 ln((a + 1) / 2^24)) * cos(2 pi b / 2^24) with a, b the words' upper 24 bits, evaluated
     in fp64 and rounded once; |value| < 5.77. Arguments and errors as for `bits`.
     """
-    key, counters = _key_and_counters(seed, stream, sample_index, epoch, position)
-    words = choose("philox.normal", impl, counters[0].device, _IMPLEMENTATIONS)
-    first, second = words(key, counters)[:2]
-    radius = (_log_of_24_bits((first >> 8) + 1) * -2.0).sqrt()
-    return (radius * _cos_of_24_bits(second >> 8)).to(torch.float32)
+    return _draw("philox.normal", seed, stream, sample_index, epoch, position, True, impl)
 
 
 def philox4x32(
@@ -116,9 +121,6 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-_IMPLEMENTATIONS = {"reference": philox4x32}
-
-
 def _multiply32(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     # The 64-bit product would overflow int64; with the multiplier in 16-bit halves every partial
     # result stays below 2^49.
@@ -127,23 +129,64 @@ def _multiply32(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low & 0xFFFF)
 
 
-def _key_and_counters(seed, stream, sample_index, epoch, position):
-    key_seed = _in_range("seed", seed, 1 << 64)
-    stream_tag = _in_range("stream", stream, 1 << 8) << EPOCH_BITS
+def signed_64(seed: int) -> int:
+    """The signed integer with the 64 bits of `seed`: what operators and kernels can be passed."""
+    return seed - SEED_LIMIT if seed >= SEED_LIMIT // 2 else seed
+
+
+def _draw(op, seed, stream, sample_index, epoch, position, normal, impl) -> Tensor:
+    seed = in_range("seed", seed, SEED_LIMIT)
+    stream = in_range("stream", stream, 1 << 8)
     limits: Mapping[str, tuple[Tensor | int, int]] = {
-        "sample_index": (sample_index, 1 << 63),
-        "epoch": (epoch, 1 << EPOCH_BITS),
+        "sample_index": (sample_index, SAMPLE_LIMIT),
+        "epoch": (epoch, EPOCH_LIMIT),
         "position": (position, 1 << 32),
     }
     device = next((v.device for v, _ in limits.values() if isinstance(v, Tensor)), None)
-    sample, epoch, position = (
+    counters = tuple(
         _as_int64(name, value, limit, device) for name, (value, limit) in limits.items()
     )
-    counters = (position, sample & MASK32, sample >> 32, epoch | stream_tag)
-    return (key_seed & MASK32, key_seed >> 32), counters
+    run = choose(op, impl, counters[0].device, _IMPLEMENTATIONS)
+    return run(*counters, signed_64(seed), stream, normal)
 
 
-def _in_range(name: str, value: int, limit: int) -> int:
+def _reference_draw(
+    sample: Tensor, epoch: Tensor, position: Tensor, seed: int, stream: int, normal: bool
+) -> Tensor:
+    """Three int64 tensors that broadcast -> the first words, int64, or normals, fp32.
+
+    seed: as `signed_64` gives it.
+    """
+    key = (seed & MASK32, (seed >> 32) & MASK32)
+    counters = (position, sample & MASK32, sample >> 32, epoch | (stream << EPOCH_BITS))
+    first, second = philox4x32(key, counters)[:2]
+    if not normal:
+        return first
+    radius = (_log_of_24_bits((first >> 8) + 1) * -2.0).sqrt()
+    return (radius * _cos_of_24_bits(second >> 8)).to(torch.float32)
+
+
+_triton_draw = from_triton("philox", "draw")
+
+
+@torch.library.custom_op("cdpvae_kernels::philox", mutates_args=())
+def _operator(
+    sample: Tensor, epoch: Tensor, position: Tensor, seed: int, stream: int, normal: bool
+) -> Tensor:
+    return _triton_draw(sample, epoch, position, seed, stream, normal)
+
+
+@_operator.register_fake
+def _(sample, epoch, position, seed, stream, normal):
+    shape = torch.broadcast_shapes(sample.shape, epoch.shape, position.shape)
+    return position.new_empty(shape, dtype=torch.float32 if normal else torch.int64)
+
+
+_IMPLEMENTATIONS = {"reference": _reference_draw, "triton": _operator}
+
+
+def in_range(name: str, value: int, limit: int) -> int:
+    """`value`; ValueError unless it is an integer in [0, limit)."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < limit:
         raise ValueError(f"{name}={value!r}; it must be an integer in [0, {limit})")
     return int(value)
@@ -152,7 +195,7 @@ def _in_range(name: str, value: int, limit: int) -> int:
 def _as_int64(name: str, value: Tensor | int, limit: int, device: torch.device | None) -> Tensor:
     if not isinstance(value, Tensor):
         # Filled, not copied: a copy from the host would wait for a GPU.
-        return torch.full((), _in_range(name, value, limit), dtype=torch.int64, device=device)
+        return torch.full((), in_range(name, value, limit), dtype=torch.int64, device=device)
     if value.dtype not in INTEGERS:
         raise ValueError(f"{name} has dtype {value.dtype}; it must be torch.int64 or torch.int32")
     check_range(name, value, 0, limit)
@@ -172,8 +215,8 @@ def _log_of_24_bits(numerator: Tensor) -> Tensor:
     ratio = (mantissa - 1.0) / (mantissa + 1.0)
     square = ratio * ratio
     series = torch.zeros_like(square)
-    for odd in range(23, 0, -2):
-        series = series * square + 1.0 / odd
+    for coefficient in LOG_SERIES:
+        series = series * square + coefficient
     return ratio * series * 2.0 + exponent.to(torch.float64) * math.log(2.0)
 
 
@@ -183,14 +226,13 @@ def _cos_of_24_bits(turn: Tensor) -> Tensor:
     The nearest quarter turn is taken off in integers, exactly; Taylor on [-pi/4, pi/4] to 1e-17.
     """
     quarter = (turn + (1 << 21)) >> 22
-    angle = (turn - (quarter << 22)).to(torch.float64) * (2.0 * math.pi / 2.0**24)
+    angle = (turn - (quarter << 22)).to(torch.float64) * ANGLE_OF_TURN
     square = angle * angle
     cosine = torch.zeros_like(angle)
     sine = torch.zeros_like(angle)
-    for order in range(8, -1, -1):
-        sign = -1.0 if order % 2 else 1.0
-        cosine = cosine * square + sign / math.factorial(2 * order)
-        sine = sine * square + sign / math.factorial(2 * order + 1)
+    for of_cosine, of_sine in zip(COSINE_SERIES, SINE_SERIES, strict=True):
+        cosine = cosine * square + of_cosine
+        sine = sine * square + of_sine
     magnitude = torch.where(quarter % 2 == 0, cosine, sine * angle)
     # Quarter turns 0 ... 4 give cos, -sin, -cos, sin, cos.
     return torch.where((quarter % 4 == 1) | (quarter % 4 == 2), -magnitude, magnitude)

@@ -6,11 +6,11 @@ Shapes: `B` sequences, `T` packed tokens.
 import torch
 from torch import Tensor
 
-from cdpvae_kernels import reference
-from cdpvae_kernels.checks import check_packing, check_tensor
-from cdpvae_kernels.dispatch import choose
+from cdpvae_kernels import philox, reference
+from cdpvae_kernels.checks import check_packing, check_range, check_tensor
+from cdpvae_kernels.dispatch import choose, from_triton
 
-_IMPLEMENTATIONS = {"reference": reference.word_dropout}
+_triton_word_dropout = from_triton("word_dropout", "word_dropout")
 
 
 def word_dropout(
@@ -41,7 +41,36 @@ def word_dropout(
         raise ValueError(f"rate={rate!r}; it must lie in [0, 1]")
     if isinstance(fill_id, bool) or not isinstance(fill_id, int) or fill_id < 0:
         raise ValueError(f"fill_id={fill_id!r}; it must be a token id, an integer of at least 0")
+    philox.in_range("seed", seed, philox.SEED_LIMIT)
+    philox.in_range("epoch", epoch, philox.EPOCH_LIMIT)
+    check_range("sample_index", sample_index, 0, philox.SAMPLE_LIMIT)
     run = choose("word_dropout", impl, ids.device, _IMPLEMENTATIONS)
     if rate == 0.0:
         return ids
     return run(ids, cu_seqlens, sample_index, int(rate * 2**32), fill_id, seed, epoch)
+
+
+@torch.library.custom_op("cdpvae_kernels::word_dropout", mutates_args=())
+def _operator(
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    sample_index: Tensor,
+    threshold: int,
+    fill_id: int,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    return _triton_word_dropout(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch)
+
+
+@_operator.register_fake
+def _(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch):
+    return torch.empty_like(ids)
+
+
+def _through_operator(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch) -> Tensor:
+    seed = philox.signed_64(seed)
+    return _operator(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch)
+
+
+_IMPLEMENTATIONS = {"reference": reference.word_dropout, "triton": _through_operator}

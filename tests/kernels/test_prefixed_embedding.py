@@ -104,7 +104,8 @@ def test_wrong_arguments_are_refused():
     refused(r"cu_seqlens has dtype torch.int64", cu_seqlens=cu_seqlens.long())
     refused(r"prompts has shape \(3, 2, 3\); it must be \(4, P, 3\)", prompts=prompts[:3])
     refused(r"prompts has dtype torch.float32; .*float64", prompts=prompts.float())
-    refused(r"impl='triton': prefixed_embedding has .*'reference'", impl="triton")
+    refused(r"impl='cuda': prefixed_embedding has .*'reference', 'triton'", impl="cuda")
+    refused(r"impl='triton': prefixed_embedding computes in torch.float64", impl="triton")
     with pytest.raises(ValueError, match=r"num_prompts=-1"):
         prefixed_rows(ids, cu_seqlens, -1)
     with pytest.raises(ValueError, match=r"rows holds 8; .*\[0, 8\)"):

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from cdpvae_kernels.launch_configs import LaunchConfig
 from cdpvae_kernels.matmul import accumulate, accumulation_dtype, matmul, operand
+from cdpvae_kernels.triton_kernels.elementwise import LOG2_E, log1p
 from cdpvae_kernels.triton_kernels.runtime import (
     POINTERS,
     Shapes,
@@ -44,21 +45,6 @@ MIN_CHUNK_ROWS = 1024
 TILE_ROWS = 128
 # e^64 times any vocabulary and any weight stays far below fp32's largest number, 3e38.
 LARGEST_GAP = tl.constexpr(64.0)
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def _log1p(u):
-    """log(1 + u) for u >= 0 to fp32's relative precision; the hardware's logarithm is not near 1.
-
-    2 artanh(u / (2 + u)); for u < 1/2 the terms left out are below 1e-8 relative.
-    """
-    ratio = u / (2.0 + u)
-    square = ratio * ratio
-    series = 1.0 / 9.0 + square * (1.0 / 11.0)
-    series = 1.0 / 5.0 + square * (1.0 / 7.0 + square * series)
-    series = 1.0 + square * (1.0 / 3.0 + square * series)
-    return tl.where(u < 0.5, 2.0 * ratio * series, tl.log(1.0 + u))
 
 
 @triton.jit
@@ -151,7 +137,7 @@ def rows_kernel(
     of_rest = tl.exp2(tl.minimum(shift, 0.0) * LOG2_E)
     of_target = tl.exp2(-tl.maximum(shift, 0.0) * LOG2_E)
     total = of_target + rest * of_rest
-    nll = tl.maximum(shift, 0.0) + _log1p(rest * of_rest + (of_target - 1.0))
+    nll = tl.maximum(shift, 0.0) + log1p(rest * of_rest + (of_target - 1.0))
     lse = target_logit + nll
     tl.store(nll_ptr + row, nll)
     tl.store(lse_ptr + row, lse)
