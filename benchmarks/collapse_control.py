@@ -1,6 +1,6 @@
 """Does the collapse control earn its place?
 
-    python benchmarks/collapse_control.py --shared runs/quickstart [--steps 600] [--seed 0]
+    python -m benchmarks.collapse_control --shared runs/quickstart [--steps 600] [--seed 0]
 
 Trains twice on the quickstart's data and backbone with settings built to collapse (the whole KL
 weight from early on, no free bits, bag of words and InfoNCE too weak to matter): once watching
@@ -116,7 +116,7 @@ def row(options: CollapseOptions, without: dict, with_: dict) -> dict:
     last = with_["checks"][-1]
     return {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/collapse_control.py --steps {options.steps} "
+        "command": f"python -m benchmarks.collapse_control --steps {options.steps} "
         f"--seed {options.seed}",
         "checks_until_detected": detected,
         "check_every_steps": CHECK_EVERY,

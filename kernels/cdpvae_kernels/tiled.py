@@ -28,7 +28,7 @@ from cdpvae_kernels.matmul import accumulation_dtype
 ROWS, COLUMNS = 2048, 2048
 # Fewer columns than this are no product worth starting: a smaller budget takes rows away instead.
 MIN_COLUMNS = 256
-BOW_COLUMNS = 8192
+BOW_COLUMNS = 4096
 # The sum of exponentials of a row beyond this may have overflowed, or its products will: the
 # target lies about 69 nats below the best token.
 LARGEST_REST = 1e30
@@ -129,40 +129,57 @@ def _bounds(ascending: Tensor, vocab: int, columns: int) -> list[int]:
 
 def bow_bce(z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The sum over rows and vocabulary of `reference.bow_bce`; differentiable once."""
-    return _BowBCE.apply(z, weight, bias, ids, cu_seqlens)
+    wanted = tuple(torch.is_grad_enabled() and t.requires_grad for t in (z, weight, bias))
+    return _BowBCE.apply(z, weight, bias, ids, cu_seqlens, wanted)
 
 
 class _BowBCE(torch.autograd.Function):
-    """Backward makes the logits again: a fifth more arithmetic, and nothing to keep in between."""
+    """The gradients are made beside the loss, tile by tile, and scaled in place in backward.
+
+    A graph that is kept may run its backward again: then they are made anew.
+    """
 
     @staticmethod
-    def forward(ctx, z, weight, bias, ids, cu_seqlens):
-        ctx.save_for_backward(z, weight, bias, ids, cu_seqlens)
-        total = z.new_zeros((), dtype=_compute_dtype(z, weight, bias))
-        for tile, _, rows, columns, _ in _bow_tiles(z, weight, bias, ids, cu_seqlens):
-            total += F.softplus(tile).sum() - tile[rows, columns].sum()
-        return total
+    def forward(ctx, z, weight, bias, ids, cu_seqlens, wanted):
+        inputs = (z, weight, bias, ids, cu_seqlens)
+        ctx.save_for_backward(*inputs)
+        ctx.wanted = wanted
+        loss, ctx.gradients = _bow_pass(inputs, wanted)
+        return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream):
-        z, weight, bias, *_ = ctx.saved_tensors
-        dtype = _compute_dtype(z, weight, bias)
-        x = z.to(dtype)
-        grad_z = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.empty_like(bias) if ctx.needs_input_grad[2] else None
-        for error, part, rows, columns, place in _bow_tiles(*ctx.saved_tensors):
-            error.sigmoid_()[rows, columns] -= 1.0
-            error.mul_(upstream)
-            if grad_z is not None:
-                grad_z.addmm_(error, part)
-            if grad_weight is not None:
-                _product_into(grad_weight[place], error.t(), x)
-            if grad_bias is not None:
-                grad_bias[place] = error.sum(dim=0)
-        grad_z = None if grad_z is None else grad_z.to(z.dtype)
-        return grad_z, grad_weight, grad_bias, None, None
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            _, gradients = _bow_pass(ctx.saved_tensors, ctx.wanted)
+        scaled = [None if g is None else g.mul_(upstream) for g in gradients]
+        return *scaled, None, None, None
+
+
+def _bow_pass(
+    inputs: tuple[Tensor, ...], wanted: tuple[bool, ...]
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The loss, and its gradients of z, weight and bias where wanted."""
+    z, weight, bias, *_ = inputs
+    dtype = _compute_dtype(z, weight, bias)
+    x, loss = z.to(dtype), z.new_zeros((), dtype=dtype)
+    grad_z = torch.zeros_like(x) if wanted[0] else None
+    grad_weight = torch.empty_like(weight) if wanted[1] else None
+    grad_bias = torch.empty_like(bias) if wanted[2] else None
+    for tile, part, rows, columns, place in _bow_tiles(*inputs):
+        loss += F.softplus(tile).sum() - tile[rows, columns].sum()
+        if not any(wanted):
+            continue
+        error = tile.sigmoid_()
+        error[rows, columns] -= 1.0
+        if grad_z is not None:
+            grad_z.addmm_(error, part)
+        if grad_weight is not None:
+            _product_into(grad_weight[place], error.t(), x)
+        if grad_bias is not None:
+            grad_bias[place] = error.sum(dim=0)
+    return loss, [None if grad_z is None else grad_z.to(z.dtype), grad_weight, grad_bias]
 
 
 def _bow_tiles(
