@@ -39,7 +39,7 @@ setup(
     ],
     extras_require={
         "gpu": ["triton>=3.6", "flash-attn"],
-        "test": ["pytest", "pytest-timeout", "ruff"],
+        "test": ["pytest", "pytest-timeout", "ruff", "triton>=3.6"],
         "bench": ["triton>=3.6", "liger-kernel", "cut-cross-entropy", "matplotlib"],
     },
 )
