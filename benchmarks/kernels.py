@@ -5,8 +5,9 @@
     python -m benchmarks.kernels --check                # figures to reach, from the newest rows
 
 Appends a row per operation, shape, pass and variant to `results/kernels.csv`, prints them as a
-table and draws `results/kernels_DEVICE.png`. The rivals are in `benchmarks/rivals/`; one that is
-not installed or does not run here is a row whose status says why.
+table and draws `results/kernels_DEVICE.png`: of each shape the run with the most variants. The
+rivals are in `benchmarks/rivals/`; one that is not installed or does not run here is a row whose
+status says why.
 
 How: the variants of an operation run interleaved, on random data; inputs smaller than the cache are
 rotated. `two_gemms` and `copy` are the ceiling, measured among them: the least work of an exact
@@ -19,7 +20,6 @@ every variant returns. `value` is the loss, the same down a column of rivals.
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -89,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(results, [row | conditions for row in new])
             found += new
             release(setting.device)
-    title = f"{conditions['device']}, {setting.dtype}, {setting.run}"
+    title = f"{conditions['device']}, {setting.dtype}"
     floors = {op.name: op.floor_name for op in OPERATIONS.values()}
-    chart.draw(results.with_name(f"kernels_{setting.device.type}.png"), title, found, floors)
+    picture = results.with_name(f"kernels_{setting.device.type}.png")
+    chart.draw(picture, title, chart.fullest_runs(rows.read(results), setting.device.type), floors)
     broken = [row for row in found if row["variant"] == OURS and row["status"] != "ok"]
     if broken:
         raise ValueError("ours did not run:\n" + table(broken))
@@ -130,8 +131,7 @@ def setting_of(options: KernelOptions) -> Setting:
 
 def check(results: Path) -> str:
     """The table of figures to reach. Raises OSError where there are no results yet."""
-    with results.open(newline="") as file:
-        return figures.report(list(csv.DictReader(file)))
+    return figures.report(rows.read(results))
 
 
 def table(found: Sequence[dict]) -> str:

@@ -1,8 +1,8 @@
-"""A picture of one run: a panel for each operation and shape, a bar a variant, the floor a line."""
+"""A picture of rows: a panel for each operation and shape, a bar a variant, the floor a line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.rivals.figures import number, time_ms
@@ -12,7 +12,7 @@ OURS, RIVAL, FLOOR = "#1f6f5c", "#b8bfc6", "#b3402a"
 
 
 def draw(path: Path, title: str, rows: Sequence[Mapping], floors: Mapping[str, str]) -> None:
-    """Write a PNG. rows: of one run; each operation's last pass is drawn. floors: op -> variant.
+    """Write a PNG of `fullest_runs`; each operation's last pass is drawn. floors: op -> variant.
 
     A bar is the median, its whisker p20 to p80, its label the time and the extra memory. Raises
     ValueError if no row has a time.
@@ -40,13 +40,30 @@ def draw(path: Path, title: str, rows: Sequence[Mapping], floors: Mapping[str, s
     pyplot.close(figure)
 
 
+def fullest_runs(rows: Iterable[Mapping], device_type: str) -> list[Mapping]:
+    """Of every operation and shape on a device the rows of one run: that with the most variants,
+    the newest of those. Only rows of one run are compared.
+    """
+    runs: dict[tuple[str, str, str], dict[str, list[Mapping]]] = {}
+    for row in rows:
+        if row["device_type"] == device_type:
+            of_shape = runs.setdefault((row["op"], row["shape"], row["dtype"]), {})
+            of_shape.setdefault(row["run"], []).append(row)
+    return [
+        row
+        for of_shape in runs.values()
+        for row in max(of_shape.items(), key=lambda item: (len(item[1]), item[0]))[1]
+    ]
+
+
 def _panels(rows: Sequence[Mapping]) -> dict[tuple[str, str], list[Mapping]]:
     """(op, shape) -> its rows of the op's last pass, in order of measurement."""
     last_pass = {row["op"]: row["pass"] for row in rows}
     panels: dict[tuple[str, str], list[Mapping]] = {}
     for row in rows:
         if row["pass"] == last_pass[row["op"]]:
-            panels.setdefault((row["op"], f"{row['pass']}, {row['shape']}"), []).append(row)
+            label = f"{row['pass']}, {row['shape']}\n{row['run']}"
+            panels.setdefault((row["op"], label), []).append(row)
     return panels
 
 
@@ -58,11 +75,12 @@ def _panel(axis, title: str, rows: Sequence[Mapping], floor: str) -> None:
     axis.barh([row["variant"] for row in bars], times, color=colours, height=0.72)
     longest = max([*times, floor_ms or 0.0])
     for place, (row, time) in enumerate(zip(bars, times, strict=True)):
+        low, high = number(row["p20_ms"]), number(row["p80_ms"])
         if number(row.get("device_ms")) is None:
-            axis.plot([row["p20_ms"], row["p80_ms"]], [place, place], color="black", lw=1)
+            axis.plot([low, high], [place, place], color="black", lw=1)
         extra = number(row.get("extra_mb"))
         memory = "" if extra is None else f", {extra:,.0f} MB"
-        right = max(time, row["p80_ms"] if number(row.get("device_ms")) is None else 0.0)
+        right = max(time, high if number(row.get("device_ms")) is None else 0.0)
         axis.text(right + 0.01 * longest, place, f"{time:.3g} ms{memory}", va="center", fontsize=7)
     if floor_ms is not None:
         axis.axvline(floor_ms, color=FLOOR, lw=1.2, ls="--")

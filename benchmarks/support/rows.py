@@ -74,11 +74,7 @@ def device_name(device: torch.device) -> str:
 def append(path: Path, rows: Sequence[dict]) -> None:
     """Add rows to a CSV. Columns that are new, or that the rows lack, stay empty elsewhere."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before: list[dict] = []
-    if path.exists():
-        with path.open(newline="") as file:
-            before = list(csv.DictReader(file))
-    every = [*before, *rows]
+    every = [*(read(path) if path.exists() else []), *rows]
     columns = list(dict.fromkeys(name for row in every for name in row))
     beside = path.with_suffix(".csv.partial")
     with beside.open("w", newline="") as file:
@@ -86,6 +82,12 @@ def append(path: Path, rows: Sequence[dict]) -> None:
         writer.writeheader()
         writer.writerows(every)
     beside.replace(path)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV. Raises OSError where there is none."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def bars(path: Path, title: str, panels: dict[str, dict[str, tuple[float, float, float]]]) -> None:

@@ -79,9 +79,7 @@ def linear_cross_entropy(
     """
     _check_tensors(hidden, weight, targets, rows, ignore_index)
     _check_settings(chunk_bytes, z_loss, softcap)
-    name = choose_name(
-        "linear_cross_entropy", impl, hidden.device, _IMPLEMENTATIONS, hidden.dtype
-    )
+    name = choose_name("linear_cross_entropy", impl, hidden.device, _IMPLEMENTATIONS, hidden.dtype)
     kept = _valid_positions(targets, ignore_index)
     num_positions = targets.numel()
     if kept is not None:

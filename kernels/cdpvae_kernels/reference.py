@@ -62,8 +62,9 @@ def prefixed_embedding(
     offsets = torch.arange(num_prompts, device=prompts.device)
     prompt_rows = (packed_cu[:-1, None].to(torch.int64) + offsets).flatten()
     packed = prompts.new_empty(ids.numel() + batch * num_prompts, width)
-    packed.index_copy_(0, prompt_rows, prompts.reshape(batch * num_prompts, width))
+    # Prompts last: under a frozen embedding their gradient is a gather and copies nothing else.
     packed.index_copy_(0, token_rows, F.embedding(ids, embedding))
+    packed.index_copy_(0, prompt_rows, prompts.reshape(batch * num_prompts, width))
     return packed, packed_cu
 
 

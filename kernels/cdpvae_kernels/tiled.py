@@ -28,7 +28,8 @@ from cdpvae_kernels.matmul import accumulation_dtype
 ROWS, COLUMNS = 2048, 2048
 # Fewer columns than this are no product worth starting: a smaller budget takes rows away instead.
 MIN_COLUMNS = 256
-BOW_COLUMNS = 4096
+# Of the bag of words: few rows take more columns, up to 1 MB of fp32.
+BOW_COLUMNS, BOW_CELLS = 4096, 2**18
 # The sum of exponentials of a row beyond this may have overflowed, or its products will: the
 # target lies about 69 nats below the best token.
 LARGEST_REST = 1e30
@@ -194,10 +195,11 @@ def _bow_tiles(
     # A set of cells, ordered by token first.
     cells = torch.unique(ids * num_rows + reference.sequence_of(tokens, cu_seqlens))
     present, rows = cells // max(num_rows, 1), cells % max(num_rows, 1)
-    bounds = _bounds(present, vocab, BOW_COLUMNS)
-    buffer = torch.empty(num_rows * min(BOW_COLUMNS, vocab), dtype=dtype)
-    for index, left in enumerate(range(0, vocab, BOW_COLUMNS)):
-        place = slice(left, min(left + BOW_COLUMNS, vocab))
+    width = min(max(BOW_COLUMNS, BOW_CELLS // max(num_rows, 1)), vocab)
+    bounds = _bounds(present, vocab, width)
+    buffer = torch.empty(num_rows * width, dtype=dtype)
+    for index, left in enumerate(range(0, vocab, width)):
+        place = slice(left, min(left + width, vocab))
         part = weight[place].to(dtype)
         tile = buffer[: num_rows * part.shape[0]].view(num_rows, part.shape[0])
         torch.addmm(bias[place].to(dtype), x, part.t(), out=tile)

@@ -26,6 +26,7 @@ def implementation(request, monkeypatch):
         monkeypatch.setattr(sys.modules[__name__], "bow_bce", plain)
     elif request.param == "small tiles":
         monkeypatch.setattr(tiled, "BOW_COLUMNS", 4)
+        monkeypatch.setattr(tiled, "BOW_CELLS", 0)
     return request.param
 
 
