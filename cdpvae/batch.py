@@ -208,7 +208,8 @@ class StepPlan:
 
     step: optimizer steps taken before this one. epoch: 0-based.
     target_divisor: valid target tokens of the whole optimizer step, all ranks.
-    with_view: compute the augmented view in this step.
+    with_view: compute the augmented view in this step. row_divisor: rows of the whole optimizer
+    step, all ranks, where micro-batches differ in their number of rows; else None.
     """
 
     step: int
@@ -219,6 +220,7 @@ class StepPlan:
     word_dropout: float
     target_divisor: float
     with_view: bool
+    row_divisor: int | None = None
 
 
 @dataclass
@@ -228,6 +230,8 @@ class LossTerms:
     total: what backward starts from. recon: nats per target token. kl: after free bits, divided
     by Z. kl_raw: nats per sequence, summed over dimensions. kl_per_dim: (Z,) nats.
     recon_nats_per_sequence, neg_elbo: nats per sequence. mi_bound: log K - infonce; mi_cap: log K.
+    row_weight: what a mean over the rows of this micro-batch weighs in the mean over micro-batches
+    that makes it a mean over the rows of the step; 1 where all have the same number of rows.
     """
 
     total: Tensor
@@ -242,3 +246,4 @@ class LossTerms:
     neg_elbo: Tensor
     mi_bound: Tensor | None
     mi_cap: float | None
+    row_weight: float = 1.0

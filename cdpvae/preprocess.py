@@ -2,9 +2,10 @@
 
     python -m cdpvae.preprocess --phase 1
     python -m cdpvae.preprocess --input records.jsonl more.json.gz --tokenizer DIR \\
-        --processed-dir processed/mine --max-samples 10000
+        --processed-dir processed/mine --max-samples 10000 --decontaminate HumanEval.jsonl.gz
 
-Formats, filters and what becomes of every record: `cdpvae/data/`. The result is reused when
+What happens to a record: `docs/data.md`; formats: `docs/formats.md`; on a cluster:
+`docs/data_cluster.md`. A killed run continues when it is started again. The result is reused when
 inputs and settings are the same; `--overwrite` replaces what other settings wrote.
 """
 

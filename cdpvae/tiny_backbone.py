@@ -22,7 +22,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -98,14 +98,15 @@ def read_texts(source: str) -> tuple[list[Text], dict[str, int]]:
     texts: list[Text] = []
     skipped: dict[str, int] = {}
     for record in Source.parse(source).records():
-        example = record.problem or convert(record.value)
-        if isinstance(example, str):
-            skipped[example] = skipped.get(example, 0) + 1
-        elif detect(record.value) == "text":
-            texts.append(Text((example.response,), record.value.get("split")))
-        else:
-            split = record.value.get("split")
-            texts.append(Text((example.instruction, example.response), split))
+        outcome = record.problem or convert(record.value)
+        if isinstance(outcome, str):
+            skipped[outcome] = skipped.get(outcome, 0) + 1
+            continue
+        [example] = outcome  # the first exchange of a conversation
+        is_text = detect(record.value) == "text"
+        parts = (example.response,) if is_text else (example.instruction, example.response)
+        split = record.value.get("split") if isinstance(record.value, Mapping) else None
+        texts.append(Text(parts, split))
     if len(texts) < 2:
         why = "".join(f"; {count} skipped: {reason}" for reason, count in skipped.items())
         raise ValueError(

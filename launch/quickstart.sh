@@ -66,8 +66,10 @@ step "backbone: a tokenizer and a small Llama, trained as a language model on th
     --input "$shared/data/pairs.jsonl" --output "$shared/backbone"
 
 step "preprocessing"
+# The sample pairs are a few templates with words filled in, so most are near-duplicates of another
+# by construction, and what tells them apart is what the model is to learn: only equal ones go.
 python -m cdpvae.preprocess --input "$shared/data/pairs.jsonl" --tokenizer "$shared/backbone" \
-    --processed-dir "$shared/processed"
+    --processed-dir "$shared/processed" --deduplication exact
 
 step "training on $ranks ranks with ZeRO-2: $config"
 train_until "$train_steps" "$run/model"

@@ -134,6 +134,11 @@ def test_shipped_files():
         ({"training": {"precision": "fp16"}}, ["precision", "fp16", "bf16"]),
         ({"data": {"min_response_tokens": 2000}}, ["min_response_tokens=2000", "1024"]),
         ({"data": {"phase": 4}}, ["data.phase", "4"]),
+        ({"data": {"language_filter": False, "languages": ["de"]}}, ["languages", "no effect"]),
+        ({"data": {"languages": []}}, ["languages=[]", "language_filter=false"]),
+        ({"data": {"quality_filter": False, "max_special_share": 0.5}}, ["max_special_share=0.5"]),
+        ({"data": {"deduplication": "exact", "similarity": 0.9}}, ["similarity=0.9", "exact"]),
+        ({"data": {"engine": "slurm"}}, ["data.engine", "slurm", "ray"]),
     ],
 )
 def test_what_is_wrong_is_one_line(content, words):
@@ -142,6 +147,13 @@ def test_what_is_wrong_is_one_line(content, words):
     assert "\n" not in str(refused.value)
     for word in words:
         assert word in str(refused.value)
+
+
+def test_decontamination_uses_the_similarity_of_near_duplicates():
+    data = {"deduplication": "exact", "decontaminate": ["a.jsonl"], "similarity": 0.7}
+    assert parse_settings({"data": data}).data.similarity == 0.7
+    with pytest.raises(SettingsError, match="num_permutations=64 has no effect"):
+        parse_settings({"data": {**data, "num_permutations": 64}})
 
 
 def parse(*argv: str) -> Settings:

@@ -14,10 +14,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 from benchmarks.support.timing import Failure
@@ -85,6 +87,34 @@ def _require_proc() -> None:
             f"peak memory on {sys.platform}: it is read from /proc, which only Linux has; "
             "leave the memory figures out"
         )
+
+
+class ProcessesWatch:
+    """Context: `peak`, the most bytes that a process and its children held at once, sampled.
+
+    Pages that processes share count once over those that share them (PSS).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.process, self.peak, self._done = psutil.Process(pid), 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> ProcessesWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.25):
+            try:
+                processes = [self.process, *self.process.children(recursive=True)]
+                held = sum(process.memory_full_info().pss for process in processes)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+            self.peak = max(self.peak, held)
 
 
 def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> dict | Failure:

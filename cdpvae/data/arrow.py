@@ -1,22 +1,27 @@
-"""Writing processed rows: streamed to disk, then saved in the layout of `datasets`.
+"""Stage 3: the kept candidates as Arrow files in the layout of `datasets.save_to_disk`.
 
-Rows go to one Arrow stream per split as they come, so that memory does not grow with the data.
-The fingerprint that `datasets` stores is ours, as its own depends on the time of writing.
+    RESULT/train/data-00000-of-00003.arrow ...  dataset_info.json  state.json
+
+Files and batches hold a fixed number of rows, whatever the shards were, so that equal rows are
+equal bytes. A file that is there is whole and is not written again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-import datasets
+import numpy as np
 import pyarrow as pa
-from datasets.table import MemoryMappedTable
+from datasets import DatasetInfo, Features
 
-from cdpvae.data.filters import Record
+from cdpvae.data.stages.candidates import Candidates
+from cdpvae.data.stages.durable import write_json, write_table
 
-BATCH_ROWS = 1000
-ARROW_SCHEMA = pa.schema(
+FILE_ROWS = 20_000
+BATCH_ROWS = 1_000
+ROW_SCHEMA = pa.schema(
     {
         "record_id": pa.int64(),
         "source": pa.string(),
@@ -29,59 +34,61 @@ ARROW_SCHEMA = pa.schema(
 
 
 class SplitWriter:
-    """A context manager: `add` rows, then `finish` once. The streams are removed at the end."""
+    """Writes splits of `candidates` below `directory`.
 
-    def __init__(self, directory: Path, splits: Sequence[str]) -> None:
-        self._directory = directory
-        self._waiting: dict[str, list[Record]] = {split: [] for split in splits}
-        self._rows = dict.fromkeys(splits, 0)
-        self._streams = {split: directory / f"{split}.stream" for split in splits}
+    names: of the inputs. fingerprint: hex digits that identify inputs and settings; what
+    `datasets` would use depends on the time of writing.
+    """
 
-    def __enter__(self) -> SplitWriter:
-        self._writers = {
-            split: pa.ipc.new_stream(str(path), ARROW_SCHEMA)
-            for split, path in self._streams.items()
-        }
-        return self
+    def __init__(
+        self, directory: Path, candidates: Candidates, names: list[str], fingerprint: str
+    ) -> None:
+        self.directory, self.candidates = directory, candidates
+        self.names, self.fingerprint = names, fingerprint
+        self._record_ids = candidates.record_ids()
+        self._sources = candidates.sources()
 
-    def __exit__(self, *_: object) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        for path in self._streams.values():
-            path.unlink(missing_ok=True)
+    def write(self, split: str, rows: np.ndarray) -> Iterator[int]:
+        """Write candidates `rows` (ascending) as a split; yields rows done, file by file.
 
-    def add(self, split: str, record: Record) -> None:
-        """Append one row to a split."""
-        self._waiting[split].append(record)
-        self._rows[split] += 1
-        if len(self._waiting[split]) == BATCH_ROWS:
-            self._flush(split)
-
-    def finish(self, fingerprint: str) -> None:
-        """Save every split that has rows as `directory/split`.
-
-        fingerprint: 16 hex digits that identify inputs and settings.
+        A split without rows is not written.
         """
-        bars = datasets.are_progress_bars_disabled()
-        datasets.disable_progress_bars()
-        try:
-            for split, stream in self._streams.items():
-                self._flush(split)
-                self._writers[split].close()
-                if self._rows[split]:
-                    table = MemoryMappedTable.from_file(str(stream))
-                    rows = datasets.Dataset(table, fingerprint=f"{fingerprint}-{split}")
-                    rows.save_to_disk(str(self._directory / split))
-        finally:
-            if not bars:
-                datasets.enable_progress_bars()
+        if not len(rows):
+            return
+        directory = self.directory / split
+        directory.mkdir(parents=True, exist_ok=True)
+        total = -(-len(rows) // FILE_ROWS)
+        files = [f"data-{number:05d}-of-{total:05d}.arrow" for number in range(total)]
+        for number, name in enumerate(files):
+            part = rows[number * FILE_ROWS : (number + 1) * FILE_ROWS]
+            if not (directory / name).exists():
+                write_table(directory / name, self._table(part), batch_rows=BATCH_ROWS)
+            yield len(part)
+        self._describe(directory, split, files)
 
-    def _flush(self, split: str) -> None:
-        records, self._waiting[split] = self._waiting[split], []
-        if records:
-            columns = [
-                pa.array([getattr(record, field.name) for record in records], type=field.type)
-                for field in ARROW_SCHEMA
-            ]
-            batch = pa.RecordBatch.from_arrays(columns, schema=ARROW_SCHEMA)
-            self._writers[split].write_batch(batch)
+    def _table(self, rows: np.ndarray) -> pa.Table:
+        columns = self.candidates.take(rows, ROW_SCHEMA.names[2:])
+        names = pa.array(self.names, pa.string())
+        return pa.table(
+            [
+                pa.array(self._record_ids[rows], pa.int64()),
+                names.take(pa.array(self._sources[rows])),
+                *columns.itercolumns(),
+            ],
+            schema=ROW_SCHEMA,
+        )
+
+    def _describe(self, directory: Path, split: str, files: list[str]) -> None:
+        """The two small files that `datasets.load_from_disk` asks for."""
+        info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
+        write_json(directory / "dataset_info.json", asdict(info))
+        state = {
+            "_data_files": [{"filename": name} for name in files],
+            "_fingerprint": f"{self.fingerprint}-{split}",
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        write_json(directory / "state.json", state)

@@ -19,7 +19,7 @@ from cdpvae.data.formats import Example
 from cdpvae.data.tokenization import LlamaTokenizerWrapper
 
 MANIFEST = "manifest.json"
-SCHEMA = 1  # of the columns and the manifest
+SCHEMA = 2  # of the columns and the manifest
 SPLITS = ("train", "validation")
 TOKEN_COLUMNS = ("instruction_ids", "response_ids")
 

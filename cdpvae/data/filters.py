@@ -1,35 +1,18 @@
 """Which records are worth training on.
 
 A filter is a pure function from a `Record` to None (keep) or a short, constant reason, so that
-the pipeline can count what it drops and why.
+the pipeline can count what it drops and why. Filters are picklable: workers run them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from cdpvae.config import DataConfig
-
-
-@dataclass(frozen=True)
-class Record:
-    """A converted, tokenised record: one row on disk.
-
-    record_id: running number over all inputs, from 0. source: file name or hub id.
-    instruction: the text the encoder reads; response: the text the decoder writes.
-    instruction_ids: [BOS] tokens. response_ids: [BOS] tokens [EOS].
-    """
-
-    record_id: int
-    source: str
-    instruction: str
-    response: str
-    instruction_ids: list[int]
-    response_ids: list[int]
-
-
-Filter = Callable[[Record], str | None]
+from cdpvae.data.decontamination import EvaluationTexts
+from cdpvae.data.language import LanguageFilter, model_path
+from cdpvae.data.quality import QualityFilter
+from cdpvae.data.records import Filter, Record
 
 
 @dataclass(frozen=True)
@@ -55,8 +38,47 @@ class LengthFilter:
         return None
 
 
-def build_filters(config: DataConfig) -> list[Filter]:
-    """The filters the settings ask for, in the order they run."""
+@dataclass(frozen=True)
+class EvaluationFilter:
+    """Drops what occurs in evaluation files."""
+
+    texts: EvaluationTexts
+
+    def __call__(self, record: Record) -> str | None:
+        """None, or that the record occurs there."""
+        if self.texts.contains_pair(record.instruction, record.response):
+            return "in an evaluation file"
+        return None
+
+
+def build_text_filters(config: DataConfig) -> list[Filter]:
+    """The filters that need no tokens, in the order they run: the cheapest first.
+
+    Raises ValueError when the language model or an evaluation file cannot be read.
+    """
+    filters: list[Filter] = []
+    if config.quality_filter:
+        filters.append(
+            QualityFilter(
+                config.max_control_share,
+                config.max_repeated_character_run,
+                config.max_repeated_word_share,
+                config.max_special_share,
+            )
+        )
+    if config.language_filter:
+        model_path(config.language_model)
+        filters.append(
+            LanguageFilter(config.languages, config.min_language_score, config.language_model)
+        )
+    if config.decontaminate:
+        texts = EvaluationTexts.read(config.decontaminate, config.similarity, config.shingle_words)
+        filters.append(EvaluationFilter(texts))
+    return filters
+
+
+def build_token_filters(config: DataConfig) -> list[Filter]:
+    """The filters that count tokens."""
     return [
         LengthFilter(
             config.min_instruction_tokens,

@@ -1,42 +1,40 @@
 """Where records come from: local files and the hub.
 
-Files: `.json` (an array; one object a line is read as well, a common misnomer), `.jsonl`,
-`.ndjson`, `.txt` (one text a line), each also with `.gz`. A line that is not JSON is handed on as
-a problem with its line number, never fatal; a file that cannot be read at all is a ValueError.
+Files, each by its ending: `.json` (an array; one object a line is read as well, a common misnomer),
+`.jsonl`, `.ndjson`, `.txt` (one text a line), `.csv`, `.tsv`, all also with `.gz`, and `.parquet`.
+The modules in `reading/` stream them: memory does not grow with the input. What cannot be read is
+handed on as a problem in its place, never fatal; an input of which nothing can be read is a
+ValueError. `docs/formats.md` has every rule.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
+import itertools
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from cdpvae.data.formats import detect
+from cdpvae.data.reading.hub import read_hub
+from cdpvae.data.reading.json_array import read_array
+from cdpvae.data.reading.json_text import parse_json
+from cdpvae.data.reading.lines import DAMAGE, filled_lines, first_line, parse_text
+from cdpvae.data.reading.parquet import read_parquet
+from cdpvae.data.reading.record import RawRecord, Unreadable
+from cdpvae.data.reading.tables import read_csv, read_tsv
+
+__all__ = ["EXTENSIONS", "PHASES", "RawRecord", "Source"]
 
 PHASES: dict[int, tuple[str, ...]] = {
     1: ("mlabonne/FineTome-100k",),
     2: ("teknium/OpenHermes-2.5", "WizardLMTeam/WizardLM_evol_instruct_V2_196k"),
     3: ("HuggingFaceH4/no_robots", "ise-uiuc/Magicoder-OSS-Instruct-75K"),
 }
-EXTENSIONS = (".json", ".jsonl", ".ndjson", ".txt")
+EXTENSIONS = (".json", ".jsonl", ".ndjson", ".txt", ".csv", ".tsv", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class RawRecord:
-    """One record as read. position: line (JSONL, text) or running number (array, hub), from 1.
-
-    value: the parsed record. problem: why there is none (a constant reason), with `detail`.
-    """
-
-    position: int
-    value: Any = None
-    problem: str | None = None
-    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,13 @@ class Source:
     def parse(cls, text: str) -> Source:
         """A file that exists, or a hub id `owner/name`. Raises ValueError for anything else."""
         path = Path(text)
-        if path.is_dir():
+        try:
+            exists, is_directory = path.exists(), path.is_dir()
+        except OSError as error:
+            raise ValueError(f"input {text!r}: cannot be read: {error.strerror}") from None
+        if is_directory:
             raise ValueError(f"input {text!r} is a directory; name the files in it")
-        if path.exists():
+        if exists:
             _kind(path)
             return cls(path.name, path)
         suffixes = {suffix.lower() for suffix in path.suffixes}
@@ -71,95 +73,67 @@ class Source:
         except OSError as error:
             raise ValueError(f"input {self.path}: cannot be read: {error.strerror}") from None
 
-    def records(self) -> Iterator[RawRecord]:
-        """Every record, in order. Raises ValueError when the input cannot be read."""
+    def records(self, start: int = 0) -> Iterator[RawRecord]:
+        """Every record from number `start` on, counted from 0, in the same order each time.
+
+        Records before `start` are found but not parsed; of Parquet and the hub, not even read.
+        Raises ValueError when nothing of the input can be read, or when the hub stops answering.
+        """
         if self.path is None:
-            yield from _read_hub(self.name)
+            yield from read_hub(self.name, start)
             return
-        kind = _kind(self.path)
         try:
-            if kind == ".txt":
-                yield from _read_lines(self.path, _text_line)
-            elif kind == ".json" and _first_byte(self.path) != b"{":
-                yield from _read_array(self.path)
-            else:
-                yield from _read_lines(self.path, _json_line)
-        except (OSError, EOFError, zlib.error) as error:
+            yield from _read_file(self.path, start)
+        except Unreadable as error:
+            raise ValueError(f"input {self.path}: {error}") from None
+        except DAMAGE as error:
             raise ValueError(f"input {self.path}: cannot be read: {error}") from None
 
 
 def _kind(path: Path) -> str:
     """The extension that says how to read the file, without `.gz`."""
-    name = path.name.lower().removesuffix(".gz")
-    kind = next((extension for extension in EXTENSIONS if name.endswith(extension)), None)
+    name = path.name.lower()
+    stem = name.removesuffix(".gz")
+    kind = next((ending for ending in EXTENSIONS if stem.endswith(ending)), None)
+    if kind == ".parquet" and stem != name:  # it compresses its columns itself
+        kind = None
     if kind is None:
         raise ValueError(
             f"input {path}: unknown kind of file; readable are {', '.join(EXTENSIONS)}, "
-            "each also with .gz"
+            "each but the last also with .gz"
         )
     return kind
 
 
-def _open(path: Path):
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")
+def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
+    kind = _kind(path)
+    if kind == ".parquet":
+        return read_parquet(path, start)
+    if kind == ".csv":
+        return itertools.islice(read_csv(path), start, None)
+    if kind == ".tsv":
+        return itertools.islice(read_tsv(path, _names_a_format), start, None)
+    if kind == ".txt":
+        return map(parse_text, itertools.islice(filled_lines(path), start, None))
+    found = read_array(path) if kind == ".json" and _is_array(path) else filled_lines(path)
+    return map(parse_json, itertools.islice(found, start, None))
 
 
-def _first_byte(path: Path) -> bytes:
-    with _open(path) as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+def _names_a_format(names: list[str]) -> bool:
+    """Whether these are names of columns: a record that had them would be of a known format."""
+    return detect(dict.fromkeys(names, "filled")) is not None
 
 
-def _read_array(path: Path) -> Iterator[RawRecord]:
-    with _open(path) as file:
-        content = file.read()
-    try:
-        records = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"input {path}: not valid JSON: {error}") from None
-    if not isinstance(records, list):
-        raise ValueError(
-            f"input {path}: must hold a JSON array of records or one object a line, "
-            f"found {type(records).__name__}"
+def _is_array(path: Path) -> bool:
+    """By the first byte. Raises Unreadable for JSON that is no sequence of records."""
+    line = first_line(path)
+    if line[:1] in (b"[", b""):
+        return line[:1] == b"["
+    if line[:1] != b"{":
+        raise Unreadable("must hold a JSON array of records, or one object a line")
+    if line[-1:] in (b"{", b"["):
+        raise Unreadable(
+            "holds one object over several lines; must hold a JSON array of records, or one object "
+            "a line (`jq -c .` writes it so)"
         )
-    for position, record in enumerate(records, start=1):
-        yield RawRecord(position, record)
-
-
-def _read_lines(path: Path, parse) -> Iterator[RawRecord]:
-    """Lines end at a newline byte, nothing else; blank lines are passed over."""
-    with _open(path) as file:
-        for position, line in enumerate(file, start=1):
-            if position == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                text = line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                yield RawRecord(position, problem="line is not UTF-8", detail=str(error))
-                continue
-            yield parse(position, text)
-
-
-def _text_line(position: int, text: str) -> RawRecord:
-    return RawRecord(position, {"text": text.rstrip("\r\n")})
-
-
-def _json_line(position: int, text: str) -> RawRecord:
-    try:
-        return RawRecord(position, json.loads(text))
-    except (ValueError, RecursionError) as error:
-        return RawRecord(position, problem="line is not valid JSON", detail=f"{error}: {text}")
-
-
-def _read_hub(name: str) -> Iterator[RawRecord]:
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(name, split="train")
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"hub data set {name}: cannot be loaded: {error}; local files can be given with --input"
-        ) from None
-    for position, row in enumerate(rows, start=1):
-        yield RawRecord(position, row)
+    return False

@@ -10,7 +10,11 @@ then is the gradient of that scalar, as on a single rank that holds all rows.
 The engine averages over micro-batches (accumulation x ranks) as well, while the reconstruction is
 a mean over *all* target tokens of the optimizer step. Each micro-batch therefore contributes
 token_sum x micro_batches_per_step / target_divisor, and the average of these contributions is
-exactly that mean, however the window is cut.
+exactly that mean, however the window is cut. KL, BoW and InfoNCE are means over the rows of a
+global micro-batch. Under `batching: tokens` these have different numbers of rows, and each mean is
+weighted by rows x micro_batches_per_step / row_divisor, so that the step's average is over rows
+(every rank has the same number of rows in a global micro-batch). The floor of the KL and the
+candidates of InfoNCE remain those of the global micro-batch.
 
 `loss_scale` sets what the KL weighs against. "per_token", the description's: nats per target
 token against nats per latent dimension, an effective ELBO beta of about beta x mean length / Z.
@@ -134,6 +138,7 @@ class SoftPromptVAELoss:
         token_sum = reconstruction_nll(hidden, head_weight, target_rows, targets, impl=self.impl)
         recon = self._per_token(token_sum, targets, plan)
         per_sequence = token_sum / response.num_rows
+        row_weight = self._row_weight(response.num_rows, plan)
         kl = self._kl(posterior, weights, gather, token_sum)
         bow = token_sum.new_zeros(())
         if z is not None:
@@ -152,7 +157,7 @@ class SoftPromptVAELoss:
         main = per_sequence if self.loss_scale == "elbo" else recon
         nats = per_sequence.detach()
         return LossTerms(
-            total=sum(self._weigh(main, kl.kl, bow, infonce, weights).values()),
+            total=sum(self._weigh(main, kl.kl, bow, infonce, weights, row_weight).values()),
             recon=recon,
             kl=kl.kl,
             kl_raw=kl.kl_raw,
@@ -164,6 +169,7 @@ class SoftPromptVAELoss:
             neg_elbo=nats + kl.kl_raw,
             mi_bound=None if contrast is None else contrast.mi_bound,
             mi_cap=None if contrast is None else contrast.mi_cap,
+            row_weight=row_weight,
         )
 
     def weighted_terms(self, terms: LossTerms, plan: StepPlan | None = None) -> dict[str, Tensor]:
@@ -179,7 +185,9 @@ class SoftPromptVAELoss:
             per_token = recon.detach()
             ratio = terms.recon_nats_per_sequence / per_token
             recon = recon * torch.where(per_token == 0, 0.0, ratio)
-        return self._weigh(recon, terms.kl, terms.bow, terms.infonce, self._weights(plan))
+        return self._weigh(
+            recon, terms.kl, terms.bow, terms.infonce, self._weights(plan), terms.row_weight
+        )
 
     def state_dict(self) -> dict[str, int | Tensor]:
         """The state of the queue; the rest is settings."""
@@ -199,6 +207,12 @@ class SoftPromptVAELoss:
         if plan is None:
             return token_sum / (targets != IGNORE_INDEX).sum().clamp(min=1)
         return token_sum * (self.micro_batches_per_step / max(plan.target_divisor, 1.0))
+
+    def _row_weight(self, num_rows: int, plan: StepPlan | None) -> float:
+        """`LossTerms.row_weight` of a micro-batch of `num_rows` rows on this rank."""
+        if plan is None or plan.row_divisor is None:
+            return 1.0
+        return num_rows * self.micro_batches_per_step / plan.row_divisor
 
     def _kl(
         self,
@@ -229,13 +243,22 @@ class SoftPromptVAELoss:
         return terms
 
     def _weigh(
-        self, recon: Tensor, kl: Tensor, bow: Tensor, infonce: Tensor | None, weights: Weights
+        self,
+        recon: Tensor,
+        kl: Tensor,
+        bow: Tensor,
+        infonce: Tensor | None,
+        weights: Weights,
+        row_weight: float,
     ) -> dict[str, Tensor]:
-        kl_weight = weights.beta * (self.latent_dim if self.loss_scale == "elbo" else 1)
-        weighted = {"recon": recon, "kl": _weighted(kl, kl_weight)}
-        weighted["bow"] = _weighted(bow, weights.bow)
+        elbo = self.loss_scale == "elbo"
+        kl_weight = weights.beta * (self.latent_dim if elbo else 1)
+        # Per token, `recon` is divided by the tokens of the step already.
+        weighted = {"recon": recon * row_weight if elbo and row_weight != 1 else recon}
+        weighted["kl"] = _weighted(kl, kl_weight * row_weight)
+        weighted["bow"] = _weighted(bow, weights.bow * row_weight)
         if infonce is not None:
-            weighted["infonce"] = _weighted(infonce, weights.contrastive)
+            weighted["infonce"] = _weighted(infonce, weights.contrastive * row_weight)
         return weighted
 
     def _check(

@@ -47,8 +47,9 @@ FREE_TO_CHANGE = {
         "eval_rows",
         "sample_rows",
         "sample_max_length",
+        "prefetch",
     },
-    "data": {"processed_dir", "max_samples", "input"},
+    "data": {"processed_dir", "max_samples", "input", "workers", "shard_records", "engine"},
 }
 
 

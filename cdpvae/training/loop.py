@@ -19,7 +19,7 @@ from cdpvae.augmentation import TextAugmenter
 from cdpvae.batch import LossTerms, Posterior, StepPlan, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
-from cdpvae.data import Window, WindowLoader
+from cdpvae.data import Loader, Window
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.model import VAEOutput
 from cdpvae.training.checkpoint import CheckpointManager, TrainState
@@ -39,6 +39,8 @@ SCALARS = (
     "infonce",
     "mi_bound",
 )
+# These two have the divisor of the step in them; the others are means over rows.
+WHOLE_STEP = ("total", "recon")
 MAX_REFUSED_IN_A_ROW = 10
 
 
@@ -57,9 +59,13 @@ class StepRecord:
     def add(self, output: VAEOutput) -> None:
         terms = output.terms
         values = torch.stack([_scalar(terms, name) for name in SCALARS])
+        per_dim = terms.kl_per_dim.detach()
+        if terms.row_weight != 1:
+            weights = [1.0 if name in WHOLE_STEP else terms.row_weight for name in SCALARS]
+            values = values * values.new_tensor(weights)
+            per_dim = per_dim * terms.row_weight
         first = self.scalars is None
         self.scalars = values if first else self.scalars + values
-        per_dim = terms.kl_per_dim.detach()
         self.kl_per_dim = per_dim if first else self.kl_per_dim + per_dim
         self.count += 1
         if output.mu is not None:
@@ -89,7 +95,7 @@ class Trainer:
         settings: Settings,
         world: World,
         engine,
-        loader: WindowLoader,
+        loader: Loader,
         planner: Planner,
         monitor: CollapseMonitor,
         interventions: AdaptiveInterventionScheduler,
@@ -124,14 +130,19 @@ class Trainer:
         Raises RuntimeError when steps keep being refused for non-finite gradients.
         """
         self.engine.train()
-        while self.state.step < self.last_step:
-            for window in self.loader.epoch():
-                self._step(window)
-                self.state.epoch, self.state.step_in_epoch = self.loader.position
-                if self.state.step >= self.last_step:
-                    break
+        try:
+            while self.state.step < self.last_step:
+                for window in self.loader.epoch():
+                    self._step(window)
+                    self.state.epoch, self.state.step_in_epoch = self.loader.position
+                    if self.state.step >= self.last_step:
+                        break
+        finally:
+            self.loader.close()
         if self.saved_step != self.state.step:
             self.save()
+        if summary := self.loader.summary():
+            self.telemetry.say(summary)
         return self.state
 
     def resume(self, path) -> None:
@@ -157,7 +168,9 @@ class Trainer:
     # One optimizer step
 
     def _step(self, window: Window) -> None:
-        plan = self.planner.plan(self.state.step, window.epoch, window.target_divisor)
+        plan = self.planner.plan(
+            self.state.step, window.epoch, window.target_divisor, window.row_divisor
+        )
         logs = self._every(self.settings.training.logging_steps, plan.step + 1)
         record, at_mu = StepRecord(), {}
         learning_rate = self.engine.get_lr()[0]

@@ -23,8 +23,10 @@ class Planner:
             total_steps, loss.beta_cycles, loss.beta_ramp_ratio, loss.beta_max
         )
 
-    def plan(self, step: int, epoch: int, target_divisor: float) -> StepPlan:
-        """step: optimizer steps taken so far."""
+    def plan(
+        self, step: int, epoch: int, target_divisor: float, row_divisor: int | None = None
+    ) -> StepPlan:
+        """step: optimizer steps taken so far. The divisors: see `StepPlan`."""
         weights = self.interventions
         return StepPlan(
             step=step,
@@ -35,6 +37,7 @@ class Planner:
             word_dropout=weights.word_dropout,
             target_divisor=float(target_divisor),
             with_view=self.with_view(step),
+            row_divisor=row_divisor,
         )
 
     def with_view(self, step: int) -> bool:

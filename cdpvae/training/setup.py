@@ -12,23 +12,15 @@ from pathlib import Path
 import torch
 
 from cdpvae.augmentation import TextAugmenter
-from cdpvae.batch import VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
-from cdpvae.data import (
-    LlamaTokenizerWrapper,
-    PreprocessedDataset,
-    VAECollator,
-    WindowLoader,
-    WindowSampler,
-    evaluation_batches,
-)
+from cdpvae.data import LlamaTokenizerWrapper
 from cdpvae.loss import SoftPromptVAELoss
-from cdpvae.model import Backbone, LlamaSoftPromptVAE, check_vocabulary
-from cdpvae.model.backbone import check_fits, load_llama_config
+from cdpvae.model import Backbone, LlamaSoftPromptVAE
 from cdpvae.training.checkpoint import CheckpointManager, seed_everything
 from cdpvae.training.distributed import World
 from cdpvae.training.engine import build_engine, resolve_ds_config
+from cdpvae.training.loading import build_loader, evaluation_rows, open_data, planned_steps
 from cdpvae.training.loop import Trainer
 from cdpvae.training.reporter import Reporter
 from cdpvae.training.schedule import Planner
@@ -54,27 +46,6 @@ def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
     )
 
 
-def planned_steps(settings: Settings, steps_per_epoch: int) -> int:
-    """Optimizer steps of the whole schedule."""
-    training = settings.training
-    return training.max_steps or training.num_epochs * steps_per_epoch
-
-
-def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, dict[str, PreprocessedDataset]]:
-    """Tokenizer and splits, checked against each other and the backbone's vocabulary."""
-    model, data = settings.model, settings.data
-    llama = load_llama_config(model.backbone)
-    check_fits(llama, model)
-    name = model.tokenizer or model.backbone
-    tokenizer = LlamaTokenizerWrapper.from_pretrained(name)
-    check_vocabulary(llama.vocab_size, tokenizer.special_tokens(), tokenizer.largest_id, str(name))
-    splits = {"train": PreprocessedDataset(data.processed, "train")}
-    if (Path(data.processed) / "validation").exists():
-        splits["validation"] = PreprocessedDataset(data.processed, "validation")
-    splits["train"].check_tokenizer(tokenizer)
-    return tokenizer, splits
-
-
 def build_trainer(settings: Settings, world: World) -> Trainer:
     """Assemble a run, resumed where asked. Raises ValueError for whatever does not fit."""
     training = settings.training
@@ -92,16 +63,8 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
             "with --resume latest, or choose another directory"
         )
     tokenizer, splits = open_data(settings)
-    train = splits["train"]
-    sampler = WindowSampler(
-        train.response_lengths,
-        train.instruction_lengths,
-        rows_per_micro_batch=training.per_device_batch_size,
-        grad_accum=training.gradient_accumulation_steps,
-        world_size=world.world_size,
-        seed=training.seed,
-    )
-    total_steps = planned_steps(settings, sampler.steps_per_epoch)
+    loader = build_loader(settings, world, tokenizer, splits)
+    total_steps = planned_steps(settings, loader)
     interventions = AdaptiveInterventionScheduler(
         initial_bow_weight=settings.loss.bow_weight,
         initial_contrastive_weight=settings.loss.contrastive_weight,
@@ -117,14 +80,14 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     )
     evaluates = bool(training.eval_rows) and "validation" in splits
     evaluation, samples = (
-        _evaluation_rows(settings, world, splits["validation"]) if evaluates else ([], None)
+        evaluation_rows(settings, world, splits["validation"]) if evaluates else ([], None)
     )
     telemetry = Telemetry(training.output_dir, world, _resumed_step(resume_from))
     trainer = Trainer(
         settings=settings,
         world=world,
         engine=engine,
-        loader=WindowLoader(train, VAECollator(), sampler, world.rank),
+        loader=loader,
         planner=planner,
         monitor=CollapseMonitor(settings.model.latent_dim, settings.collapse),
         interventions=interventions,
@@ -147,7 +110,7 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     )
     if resume_from is not None:
         trainer.resume(resume_from)
-    _say_what_starts(trainer, sampler, resume_from)
+    _say_what_starts(trainer, resume_from)
     return trainer
 
 
@@ -174,25 +137,6 @@ def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> TextAugm
     )
 
 
-def _evaluation_rows(
-    settings: Settings, world: World, split: PreprocessedDataset
-) -> tuple[list[VAEBatch], VAEBatch | None]:
-    """This rank's share of the validation rows, and the rows whose texts are generated."""
-    training, collator = settings.training, VAECollator()
-    rows = max(2, training.per_device_batch_size)
-    share = evaluation_batches(
-        split,
-        collator,
-        rows,
-        limit=training.eval_rows,
-        rank=world.rank,
-        world_size=world.world_size,
-    )
-    wanted = training.sample_rows
-    samples = evaluation_batches(split, collator, max(1, wanted), limit=wanted)
-    return list(share), next(samples, None)
-
-
 def _resumed_step(path: Path | None) -> int:
     return json.loads((path / "state.json").read_text())["step"] if path else 0
 
@@ -205,7 +149,7 @@ def _check_kernels(settings: Settings, world: World) -> None:
         raise ValueError(f"model.kernels={settings.model.kernels!r}: {error}") from None
 
 
-def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | None) -> None:
+def _say_what_starts(trainer: Trainer, resumed: Path | None) -> None:
     settings, world = trainer.settings, trainer.world
     model = trainer.engine.module.model
     if world.is_main:
@@ -214,8 +158,6 @@ def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | N
         (output / "settings.json").write_text(settings.dump())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
-    accum = settings.training.gradient_accumulation_steps
-    rows = settings.training.per_device_batch_size * accum * world.world_size
     say = trainer.telemetry.say
     say(
         f"cdpvae: {world.world_size} rank(s) on {world.device.type}, {settings.training.precision},"
@@ -223,8 +165,8 @@ def _say_what_starts(trainer: Trainer, sampler: WindowSampler, resumed: Path | N
     )
     say(
         f"{trainable:,} trainable parameters ({lora:,} LoRA, scaling "
-        f"{settings.model.lora_scaling:g}), {rows} rows a step, {sampler.steps_per_epoch} steps an "
-        f"epoch, {trainer.total_steps} steps planned"
+        f"{settings.model.lora_scaling:g}), {trainer.loader.describe()}, {trainer.total_steps} "
+        "steps planned"
     )
     if settings.loss.bow_weight and settings.loss.bow_reduction == "bce":
         say("bag of words: BCE averaged over the vocabulary, nearly inert when it is large")

@@ -1,3 +1,6 @@
+import json
+
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -73,5 +76,26 @@ def test_what_is_no_processed_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="split='test' must be one of train, validation"):
         PreprocessedDataset(tmp_path, "test")
     (tmp_path / "manifest.json").write_text('{"name": "something else"}')
-    with pytest.raises(ValueError, match="schema=None, this version reads 1"):
+    with pytest.raises(ValueError, match="schema=None, this version reads 2"):
         PreprocessedDataset(tmp_path)
+
+
+def test_processed_rows_are_read_from_the_map(tmp_path):
+    """Nothing is copied at start, whatever the size; a row is a view that cannot be written to."""
+    ids = [[i % 1000] * 500 for i in range(4000)]
+    rows = datasets.Dataset.from_dict({"instruction_ids": ids, "response_ids": ids})
+    schema = {name: datasets.List(datasets.Value("int32")) for name in rows.column_names}
+    rows.cast(datasets.Features(schema)).save_to_disk(str(tmp_path / "train"))
+    manifest = {
+        "schema": 2,
+        "counts": {"train": 4000, "validation": 0},
+        "tokenizer": {"name": "n", "fingerprint": "f"},
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    del rows
+    before = pa.total_allocated_bytes()
+    dataset = PreprocessedDataset(tmp_path)
+    row = dataset.rows([3999])[0]["response_ids"]
+    assert row.tolist() == ids[3999]
+    assert pa.total_allocated_bytes() - before < 100_000  # of 16 MB
+    assert row.base is not None and not row.flags.writeable

@@ -12,7 +12,7 @@ def call(tmp_path, tokenizer_dir, write_records, alpaca_records):
 
     def run(*flags: str) -> int:
         return main(
-            ["--input", path, "--tokenizer", str(tokenizer_dir)]
+            ["--input", path, "--tokenizer", str(tokenizer_dir), "--no-language-filter"]
             + ["--processed-dir", str(tmp_path / "out"), *flags]
         )
 

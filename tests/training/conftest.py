@@ -63,6 +63,8 @@ def processed_dir(tmp_path_factory, backbone_dir) -> Path:
     arguments = ["--input", str(source), "--tokenizer", str(backbone_dir)]
     arguments += ["--processed-dir", str(root / "processed"), "--validation-fraction", "0.1"]
     arguments += ["--min-instruction-tokens", "3", "--min-response-tokens", "5"]
+    # Two templates with words filled in: near-duplicates by construction, and hardly English.
+    arguments += ["--deduplication", "exact", "--no-language-filter", "--no-quality-filter"]
     assert preprocess.main(arguments) == 0
     return root / "processed"
 

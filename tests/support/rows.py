@@ -1,0 +1,63 @@
+"""Rows of token ids in memory, what a window holds, and the lengths of real data."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdpvae.data import LlamaTokenizerWrapper, Window
+from cdpvae.data.dataset import TokenColumn, _TokenDataset
+from cdpvae.data.formats import convert
+from cdpvae.data.readers import Source
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+TOKENIZER = SHARED / "tok_mistral_v1" / "tokenizer.model.v1"
+
+
+def make_dataset(rows: int) -> _TokenDataset:
+    """Row i is filled with the token i, at lengths that vary."""
+    rng = np.random.default_rng(rows)
+    lengths = rng.integers(2, 40, (2, rows)).tolist()
+    columns = [TokenColumn.from_lists([[i] * n for i, n in enumerate(side)]) for side in lengths]
+    return _TokenDataset(*columns, "name", "fingerprint")
+
+
+def described(window: Window) -> tuple:
+    """Everything in a window, comparable."""
+    batches = [
+        (b.sample_index.tolist(), b.instruction.ids.tolist(), b.response.ids.tolist())
+        for b in window.micro_batches
+    ]
+    counts = (window.target_divisor, window.tokens, window.rows, window.row_divisor)
+    return (window.epoch, window.step_in_epoch, counts, batches)
+
+
+@functools.cache
+def real_lengths(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(response, instruction) tokens of the records of a real file that pass the default lengths.
+
+    Skips the test where the file or what reads its tokenizer is missing.
+    """
+    path = SHARED / name
+    if not path.exists() or not TOKENIZER.exists():
+        pytest.skip(f"{path} is missing: real data lies beside the repository, not in it")
+    pytest.importorskip("sentencepiece", reason="reads the tokenizer.model of the real data")
+    with tempfile.TemporaryDirectory() as directory:
+        shutil.copy(TOKENIZER, Path(directory) / "tokenizer.model")
+        wrapper = LlamaTokenizerWrapper.from_pretrained(directory)
+    outcomes = [convert(raw.value) for raw in Source.parse(str(path)).records()]
+    pairs = [example for outcome in outcomes if not isinstance(outcome, str) for example in outcome]
+    instruction, response = (
+        np.array([len(ids) for ids in encode(texts, truncate=False)])
+        for encode, texts in (
+            (wrapper.encode_instructions, [pair.instruction for pair in pairs]),
+            (wrapper.encode_responses, [pair.response for pair in pairs]),
+        )
+    )
+    kept = (instruction >= 10) & (instruction <= 512) & (response >= 20) & (response <= 1024)
+    return response[kept], instruction[kept]
