@@ -8,11 +8,25 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/common.sh
 
-selection=(-m "not slow")
+which="not slow and"
 if [ "${1:-}" = --all ]; then
-    selection=()
+    which=""
     shift
 fi
 make_environment test
 ruff check .
-exec python -m pytest "${selection[@]}" "$@"
+for argument in "$@"; do
+    [ "$argument" != -m ] || exec python -m pytest "$@"
+done
+
+# First what keeps to one process, a worker on each core; then one after another what starts
+# processes of its own, as trainings beside each other starve.
+cores=$(python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')
+alone=0 together=0
+OMP_NUM_THREADS=1 python -m pytest -n "$cores" --dist loadfile -m "$which not launch" "$@" || alone=$?
+python -m pytest -m "$which launch" "$@" || together=$?
+# 5 is pytest's "nothing selected", which is in order for one of the two.
+for status in $alone $together; do
+    case $status in 0 | 5) ;; *) exit "$status" ;; esac
+done
+exit $((alone == 5 && together == 5 ? 5 : 0))

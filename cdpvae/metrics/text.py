@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU
-
 
 @dataclass(frozen=True)
 class TextScores:
@@ -30,6 +27,9 @@ class ReconstructionMetrics:
     """
 
     def __init__(self) -> None:
+        # Here, as it brings nltk and scipy: two seconds at the start of every process.
+        from rouge_score.rouge_scorer import RougeScorer
+
         self._hypotheses: list[str] = []
         self._references: list[str] = []
         self._equal_ids = self._reference_ids = 0
@@ -64,6 +64,8 @@ class ReconstructionMetrics:
         """Raises ValueError when no text was given."""
         if not self._references:
             raise ValueError("no text to score; call update first")
+        from sacrebleu.metrics import BLEU
+
         bleu = BLEU()
         corpus = bleu.corpus_score(self._hypotheses, [self._references])
         pairs = list(zip(self._hypotheses, self._references, strict=True))

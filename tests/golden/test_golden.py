@@ -16,7 +16,7 @@ import pytest
 
 from support.runs import REPOSITORY
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.slow, pytest.mark.launch, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ from cdpvae.training.checkpoint import (
 from cdpvae.training.distributed import World
 from support.runs import merged, train
 
-pytestmark = pytest.mark.launch
-
 
 @pytest.fixture(scope="module")
 def finished(small_settings, tmp_path_factory) -> Path:
@@ -97,6 +95,7 @@ def test_a_continuation_keeps_the_settings(copy, change, word):
     assert word in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.launch
 def test_another_world_size_is_refused(copy):
     settings = settings_of(copy, per_device_batch_size=2)
     done = train("torchrun", 2, settings, copy, "--resume", "latest", port=29681)

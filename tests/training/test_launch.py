@@ -14,8 +14,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.runs import REPOSITORY, launcher, merged, run_command, train
 
-pytestmark = pytest.mark.launch
-
 # One process with the same rows a step and module dropout off sees the same data and noise.
 NO_DROPOUT = {
     "pooling_dropout": 0.0,
@@ -51,12 +49,14 @@ def curve(run: Path, key: str = "total") -> list[float]:
     return [json.loads(line)[key] for line in (run / "steps.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.launch
 def test_every_launcher_gives_the_same_run(launched):
     assert curve(launched["deepspeed"]) == curve(launched["torchrun"])
     # Sums of fp32 in another order, through four optimizer steps.
     assert curve(launched["python"]) == pytest.approx(curve(launched["deepspeed"]), rel=1e-4)
 
 
+@pytest.mark.launch
 def test_what_a_run_writes(launched):
     run = launched["deepspeed"]
     assert (run / "latest").read_text().strip() == "checkpoint-4"
@@ -79,6 +79,7 @@ def test_what_a_run_writes(launched):
     assert sum(p.stat().st_size for p in base.rglob("*.pt")) < 4_000_000, "holds the frozen base"
 
 
+@pytest.mark.launch
 def test_tensorboard_has_every_metric(launched):
     board = EventAccumulator(str(launched["deepspeed"] / "logs"))
     board.Reload()
@@ -156,6 +157,7 @@ def test_print_config_needs_no_data(tmp_path):
     assert json.loads(done.stdout)["training"]["learning_rate"] == 0.5
 
 
+@pytest.mark.launch
 def test_an_existing_run_is_not_overwritten(small_settings, launched):
     settings = merged(small_settings, training={"output_dir": str(launched["python"])})
     done = train("python", 1, settings, launched["python"].parent)

@@ -13,8 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cdpvae.training.inference import open_run
 from support.runs import merged, train
 
-pytestmark = pytest.mark.launch
-
 STEPS = 20
 # Between a random backbone and itself: the loss wobbles by 0.03 from batch to batch.
 MIN_DROP = 0.15  # nats per token
