@@ -160,7 +160,6 @@ def ray_cluster():
     cluster.shutdown()
 
 
-@pytest.mark.launch
 @pytest.mark.timeout(300)
 def test_a_cluster_of_two_nodes_gives_the_single_machines_bytes(tmp_path, wrapper, ray_cluster):
     inputs = mixed_records(tmp_path, count=150)
@@ -177,7 +176,6 @@ def test_a_cluster_of_two_nodes_gives_the_single_machines_bytes(tmp_path, wrappe
     assert len(nodes) == 2 and make_engine("ray", None).workers == 2
 
 
-@pytest.mark.launch
 @pytest.mark.timeout(300)
 def test_ray_computes_on_both_nodes_and_passes_errors_on(ray_cluster, tmp_path):
     engine = make_engine("ray", 2)

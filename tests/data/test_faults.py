@@ -318,7 +318,6 @@ def test_a_full_disk_is_one_error_and_continuing_works(tmp_path, monkeypatch, wr
     assert done.manifest["counts"]["kept"] > 50 and not (tmp_path / ".out.work").exists()
 
 
-@pytest.mark.launch
 def test_a_disk_that_is_really_full(tmp_path, tokenizer_dir, few):
     """A file system of 300 KB, where one can be mounted."""
     small = tmp_path / "small"

@@ -44,6 +44,7 @@ def test_a_token_budget_trains_on_two_ranks_and_resumes(small_settings, tmp_path
     assert all(line["total"] == line["total"] and line["kl_raw"] > 0 for line in whole)
 
 
+@pytest.mark.slow
 def test_a_stream_trains_and_resumes(small_settings, tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in sentences(60)))
