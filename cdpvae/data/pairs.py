@@ -60,6 +60,7 @@ class PairFilters:
 class PairMaker:
     """(position, raw record) -> `Pair`s that stay. source: the input's name, for examples.
 
+    tally_languages: fill `languages`, which costs the model one more reading of every text.
     counts, languages (label -> pairs), lengths (side -> histogram before the length filter),
     examples ("stage: reason" -> the first case) and keys (the first seen) say what it has seen.
     """
@@ -70,8 +71,10 @@ class PairMaker:
         wrapper: LlamaTokenizerWrapper,
         filters: PairFilters,
         source: str,
+        tally_languages: bool = True,
     ) -> None:
         self.config, self.wrapper, self.filters, self.source = config, wrapper, filters, source
+        self.tally_languages = tally_languages and config.language_filter
         self.counts = Counts()
         self.languages: dict[str, int] = {}
         self.lengths = {
@@ -123,7 +126,7 @@ class PairMaker:
             if len(getattr(record, side)) > highest * CHARACTERS_PER_TOKEN:
                 self.lengths[side].add([highest + self.lengths[side].width])
                 return f"{side} longer than {highest} tokens"
-        if self.config.language_filter:
+        if self.tally_languages:
             count(self.languages, detect(comparable(record), self.config.language_model))
         return _first_reason(self.filters.text, record)
 

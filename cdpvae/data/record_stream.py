@@ -77,7 +77,9 @@ class RecordStream:
     ) -> None:
         self.sources, self.config, self.wrapper = sources, config, wrapper
         self.block_records, self.recent_keys = block_records, recent_keys
-        self._maker = PairMaker(config, wrapper, PairFilters.of(config), "stream")
+        self._maker = PairMaker(
+            config, wrapper, PairFilters.of(config), "stream", tally_languages=False
+        )
         self.counts = self._maker.counts
 
     def blocks(self, start: BlockStart) -> Iterator[tuple[BlockStart, list[Row]]]:
