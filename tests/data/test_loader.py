@@ -7,21 +7,13 @@ from cdpvae.data import (
     TokenBudgetSampler,
     VAECollator,
     WindowLoader,
-    WindowSampler,
     evaluation_batches,
 )
-from support.rows import described, make_dataset
+from support.rows import described, make_dataset, make_sampler
 
 
 def rows_loader(dataset, rank=0, batch=2, accum=3, world=2, seed=0, prefetch=0) -> WindowLoader:
-    sampler = WindowSampler(
-        dataset.response_lengths,
-        dataset.instruction_lengths,
-        rows_per_micro_batch=batch,
-        grad_accum=accum,
-        world_size=world,
-        seed=seed,
-    )
+    sampler = make_sampler(dataset, batch, accum, world, seed)
     return WindowLoader(dataset, VAECollator(), sampler, rank, prefetch)
 
 

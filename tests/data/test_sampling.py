@@ -6,21 +6,10 @@ import pytest
 
 from cdpvae.data import WindowSampler
 from cdpvae.data.dealing import deal
-from support.rows import make_dataset, real_lengths
+from support.rows import make_dataset, make_sampler, real_lengths
 
 PINNED = "3766d5ca90225bb3eb1a195078c14fe6773b66408ae1630c7e5ff20c4e8fcbb8"
 REAL = ["gsm8k_alpaca/gsm_8k_train.json", "gpteacher/codegen-instruct.json"]
-
-
-def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> WindowSampler:
-    return WindowSampler(
-        dataset.response_lengths,
-        dataset.instruction_lengths,
-        rows_per_micro_batch=batch,
-        grad_accum=accum,
-        world_size=world,
-        seed=seed,
-    )
 
 
 def rows_of(plan) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdpvae.data import LlamaTokenizerWrapper, Window
+from cdpvae.data import LlamaTokenizerWrapper, Window, WindowSampler
 from cdpvae.data.dataset import TokenColumn, _TokenDataset
 from cdpvae.data.formats import convert
 from cdpvae.data.readers import Source
@@ -25,6 +25,18 @@ def make_dataset(rows: int) -> _TokenDataset:
     lengths = rng.integers(2, 40, (2, rows)).tolist()
     columns = [TokenColumn.from_lists([[i] * n for i, n in enumerate(side)]) for side in lengths]
     return _TokenDataset(*columns, "name", "fingerprint")
+
+
+def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> WindowSampler:
+    """`batch` rows of each rank a micro-batch."""
+    return WindowSampler(
+        dataset.response_lengths,
+        dataset.instruction_lengths,
+        rows_per_micro_batch=batch,
+        grad_accum=accum,
+        world_size=world,
+        seed=seed,
+    )
 
 
 def described(window: Window) -> tuple:
