@@ -63,7 +63,9 @@ def launcher(kind: str, ranks: int, port: int) -> list[str]:
     return [sys.executable, "-m"]
 
 
-def run_command(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess:
+def run_command(
+    command: list[str], timeout: float = 300, cwd: Path = REPOSITORY
+) -> subprocess.CompletedProcess:
     """Run from the repository root, as a user would; output is captured as text."""
     environment = {
         **os.environ,
@@ -75,7 +77,7 @@ def run_command(command: list[str], timeout: float = 300) -> subprocess.Complete
         environment.pop(name, None)
     return subprocess.run(
         command,
-        cwd=REPOSITORY,
+        cwd=cwd,
         env=environment,
         capture_output=True,
         text=True,
