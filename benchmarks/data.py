@@ -42,12 +42,12 @@ from cdpvae.data import (
     TokenBudgetSampler,
     WindowSampler,
 )
-from cdpvae.data.deduplication import exact_key, find_duplicates
-from cdpvae.data.filters import build_text_filters, build_token_filters
-from cdpvae.data.formats import convert
-from cdpvae.data.minhash import Signer, jaccard, shingles
-from cdpvae.data.readers import Source
-from cdpvae.data.records import Record
+from cdpvae.preprocessing.dedup.clusters import exact_key, find_duplicates
+from cdpvae.preprocessing.dedup.minhash import Signer, jaccard, shingles
+from cdpvae.preprocessing.filters.build import build_text_filters, build_token_filters
+from cdpvae.preprocessing.formats.convert import convert
+from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.records import Record
 
 MODULE = "benchmarks.data"
 PACKAGES = ("datasketch", "numpy", "pyarrow", "tokenizers")

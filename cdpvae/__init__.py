@@ -50,7 +50,7 @@ _HOME = {
         "compute_bow_loss",
     ),
     "cdpvae.metrics": ("ActiveUnitsCounter", "LatentStatistics", "ReconstructionMetrics"),
-    "cdpvae.augmentation": ("TextAugmenter",),
+    "cdpvae.data.augmentation": ("TextAugmenter",),
     "cdpvae.collapse": ("AdaptiveInterventionScheduler", "CollapseMetrics", "CollapseMonitor"),
     "cdpvae.data": (
         "DynamicPaddingCollator",

@@ -33,8 +33,8 @@ def preprocess(argv: Sequence[str] | None = None) -> None:
     )
     # Heavy imports wait until the settings are known to be good.
     from cdpvae.data import LlamaTokenizerWrapper
-    from cdpvae.data.pipeline import preprocess as process
-    from cdpvae.data.report import report
+    from cdpvae.preprocessing.pipeline import preprocess as process
+    from cdpvae.preprocessing.report.terminal import report
 
     data, model = settings.data, settings.model
     wrapper = LlamaTokenizerWrapper.from_pretrained(

@@ -32,8 +32,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdpvae.cli import parse_options, run
-from cdpvae.data.formats import convert, detect
-from cdpvae.data.readers import Source
+from cdpvae.preprocessing.formats.convert import convert, detect
+from cdpvae.preprocessing.readers.source import Source
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 IGNORE = -100  # the label that F.cross_entropy skips

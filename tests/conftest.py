@@ -15,3 +15,6 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
 
     del os.environ["TRITON_INTERPRET"]
     triton.knobs.runtime.interpret = True
+
+# Fixtures that several folders use: texts and a tokenizer, a small network, a small run.
+pytest_plugins = ["support.texts", "support.small_model", "support.small_run"]

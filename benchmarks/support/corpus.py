@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from cdpvae.data.formats import convert
-from cdpvae.data.readers import Source
+from cdpvae.preprocessing.formats.convert import convert
+from cdpvae.preprocessing.readers.source import Source
 
 SOURCES = (
     "gpteacher/codegen-instruct.json",

@@ -17,9 +17,9 @@ from benchmarks.support.lengths import Row, Window
 from benchmarks.support.phases import Timed
 from benchmarks.support.randomness import Draws
 from benchmarks.support.step_setup import Setup
-from cdpvae.augmentation import TextAugmenter
 from cdpvae.batch import StepPlan, VAEBatch
 from cdpvae.data import VAECollator
+from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.model import Backbone, LlamaSoftPromptVAE
 from cdpvae.training.engine import TrainingModule, build_engine
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups

@@ -1,12 +1,13 @@
-"""Records to batches: formats, filters, deduplication, tokenization, Arrow, windows of rows."""
+"""What training reads: tokenizer, processed rows, samplers, collator, loaders, augmentation."""
 
-from cdpvae.data.budget import TokenBudgetSampler
+from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.data.collator import DynamicPaddingCollator, VAECollator
 from cdpvae.data.dataset import InstructionDataset, PreprocessedDataset
-from cdpvae.data.formats import Example
+from cdpvae.data.example import Example
 from cdpvae.data.loader import Loader, Window, WindowLoader, evaluation_batches
-from cdpvae.data.sampling import WindowPlan, WindowSampler
-from cdpvae.data.tokenization import LlamaTokenizerWrapper
+from cdpvae.data.sampler import WindowPlan, WindowSampler
+from cdpvae.data.token_budget import TokenBudgetSampler
+from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 
 __all__ = [
     "DynamicPaddingCollator",
@@ -15,6 +16,7 @@ __all__ = [
     "LlamaTokenizerWrapper",
     "Loader",
     "PreprocessedDataset",
+    "TextAugmenter",
     "TokenBudgetSampler",
     "VAECollator",
     "Window",

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cdpvae.data.formats import Example
-from cdpvae.data.tokenization import LlamaTokenizerWrapper
+from cdpvae.data.example import Example
+from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 
 MANIFEST = "manifest.json"
 SCHEMA = 2  # of the columns and the manifest

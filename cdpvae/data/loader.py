@@ -17,7 +17,7 @@ import numpy as np
 from cdpvae.batch import VAEBatch
 from cdpvae.data.collator import VAECollator
 from cdpvae.data.prefetch import Prefetcher
-from cdpvae.data.sampling import RowSampler
+from cdpvae.data.sampler import RowSampler
 
 
 class TokenRows(Protocol):

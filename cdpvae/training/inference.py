@@ -10,12 +10,7 @@ import torch
 
 from cdpvae.batch import VAEBatch
 from cdpvae.config import Settings, load_settings
-from cdpvae.data import (
-    LlamaTokenizerWrapper,
-    PreprocessedDataset,
-    VAECollator,
-    evaluation_batches,
-)
+from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset, VAECollator, evaluation_batches
 from cdpvae.model import LlamaSoftPromptVAE
 
 

@@ -74,9 +74,9 @@ def build_loader(
 
 
 def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper) -> Loader:
-    from cdpvae.data.readers import PHASES, Source
-    from cdpvae.data.record_stream import RecordStream
-    from cdpvae.data.streaming import StreamLoader
+    from cdpvae.preprocessing.readers.source import PHASES, Source
+    from cdpvae.preprocessing.streaming.loader import StreamLoader
+    from cdpvae.preprocessing.streaming.records import RecordStream
 
     data, training = settings.data, settings.training
     if training.max_steps is None:

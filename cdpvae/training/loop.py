@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cdpvae.augmentation import TextAugmenter
 from cdpvae.batch import LossTerms, Posterior, StepPlan, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
 from cdpvae.data import Loader, Window
+from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.model import VAEOutput
 from cdpvae.training.checkpoint import CheckpointManager, TrainState

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from cdpvae.augmentation import TextAugmenter
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
 from cdpvae.data import LlamaTokenizerWrapper
+from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.model import Backbone, LlamaSoftPromptVAE
 from cdpvae.training.checkpoint import CheckpointManager, seed_everything

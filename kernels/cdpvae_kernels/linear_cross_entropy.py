@@ -19,14 +19,7 @@ import torch
 from torch import Tensor
 
 from cdpvae_kernels import reference, tiled
-from cdpvae_kernels.checks import (
-    FLOATS,
-    INTEGERS,
-    check_range,
-    check_tensor,
-    has_values,
-    readable,
-)
+from cdpvae_kernels.checks import FLOATS, INTEGERS, check_range, check_tensor, has_values, readable
 from cdpvae_kernels.dispatch import choose_name, from_triton
 from cdpvae_kernels.matmul import accumulation_dtype
 

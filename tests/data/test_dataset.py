@@ -7,7 +7,7 @@ import pytest
 
 from cdpvae.data import InstructionDataset, LlamaTokenizerWrapper, PreprocessedDataset
 from cdpvae.data.dataset import TokenColumn
-from cdpvae.data.formats import Example
+from cdpvae.data.example import Example
 
 ROWS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
 

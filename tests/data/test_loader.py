@@ -3,12 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cdpvae.data import (
-    TokenBudgetSampler,
-    VAECollator,
-    WindowLoader,
-    evaluation_batches,
-)
+from cdpvae.data import TokenBudgetSampler, VAECollator, WindowLoader, evaluation_batches
 from support.rows import described, make_dataset, make_sampler
 
 

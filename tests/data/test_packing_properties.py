@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdpvae.data import VAECollator
-from cdpvae.data.budget import cut_windows
+from cdpvae.data.balance import deal_window
 from cdpvae.data.dataset import TokenColumn
-from cdpvae.data.dealing import deal_window
+from cdpvae.data.token_budget import cut_windows
 
 tokens = st.integers(0, 2**31 - 1)
 row = st.lists(tokens, min_size=1, max_size=20)

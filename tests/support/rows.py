@@ -12,10 +12,11 @@ import pytest
 
 from cdpvae.data import LlamaTokenizerWrapper, Window, WindowSampler
 from cdpvae.data.dataset import TokenColumn, _TokenDataset
-from cdpvae.data.formats import convert
-from cdpvae.data.readers import Source
+from cdpvae.preprocessing.formats.convert import convert
+from cdpvae.preprocessing.readers.source import Source
+from support.runs import REPOSITORY
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = REPOSITORY.parent / "shared" / "data"
 TOKENIZER = SHARED / "tok_mistral_v1" / "tokenizer.model.v1"
 
 

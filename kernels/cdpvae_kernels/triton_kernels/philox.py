@@ -17,12 +17,7 @@ from torch import Tensor
 
 from cdpvae_kernels import philox
 from cdpvae_kernels.launch_configs import LaunchConfig
-from cdpvae_kernels.triton_kernels.runtime import (
-    Shapes,
-    Specialization,
-    Tunable,
-    configuration,
-)
+from cdpvae_kernels.triton_kernels.runtime import Shapes, Specialization, Tunable, configuration
 
 LAUNCH_OPTIONS = {"enable_fp_fusion": False}
 EPOCH_BITS = tl.constexpr(philox.EPOCH_BITS)

@@ -1,0 +1,1 @@
+"""From raw records to processed Arrow data: `pipeline.preprocess` runs it all."""

@@ -1,0 +1,101 @@
+"""What occurs in evaluation files must not be trained on.
+
+A pair occurs when its instruction, or its instruction and response together, is a near-duplicate
+of an instruction or of a whole pair of those files: Jaccard similarity of word 5-grams at least
+`similarity`, as between records. The instruction alone is enough, since a question of a test is
+seen whatever the answer beside it says.
+
+Evaluation files are small, so no signatures are needed: an inverted index finds every text that is
+similar enough, exactly. Each record is judged by itself, hence this is a filter, which workers run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from cdpvae.data.example import Example
+from cdpvae.preprocessing.dedup.minhash import jaccard, shingles, words
+from cdpvae.preprocessing.formats.convert import convert
+from cdpvae.preprocessing.readers.source import Source
+
+
+class EvaluationTexts:
+    """Texts, and whether another text is as good as one of them. Picklable."""
+
+    def __init__(self, texts: Iterable[str], similarity: float, shingle_words: int) -> None:
+        self.similarity, self.shingle_words = similarity, shingle_words
+        self._sets = list(dict.fromkeys(shingles(text, shingle_words) for text in texts))
+        self._holders: dict[str, list[int]] = {}
+        for number, elements in enumerate(self._sets):
+            for shingle in elements:
+                self._holders.setdefault(shingle, []).append(number)
+
+    def __len__(self) -> int:
+        """Number of texts that differ."""
+        return len(self._sets)
+
+    @classmethod
+    def read(cls, files: Sequence[str], similarity: float, shingle_words: int) -> EvaluationTexts:
+        """From files in any format the readers know. Raises ValueError for what cannot be read."""
+        texts = (text for name in files for text in _texts_of(name, shingle_words))
+        return cls(texts, similarity, shingle_words)
+
+    def contains(self, text: str) -> bool:
+        """Whether some text here is at least `similarity` similar to `text`."""
+        mine = shingles(text, self.shingle_words)
+        # A similar set shares at least this many of mine ...
+        least = math.ceil(self.similarity * len(mine) - 1e-9)
+        known = [shingle for shingle in mine if shingle in self._holders]
+        if len(known) < least:
+            return False
+        # ... and so at least one of any len(mine) - least + 1 of them, such as the rarest here.
+        known.sort(key=lambda shingle: (len(self._holders[shingle]), shingle))
+        rarest = known[: len(known) - least + 1]
+        holders = {number for shingle in rarest for number in self._holders[shingle]}
+        return any(jaccard(mine, self._sets[number]) >= self.similarity for number in holders)
+
+    def contains_pair(self, instruction: str, response: str) -> bool:
+        """Whether the instruction, or the pair as one text, occurs here."""
+        return self.contains(instruction) or self.contains(f"{instruction}\n{response}")
+
+
+def _texts_of(name: str, least_words: int) -> Iterator[str]:
+    """Instructions and whole pairs of a file; of a record that is no pair, each of its texts that
+    has `least_words` words (the others are labels and names).
+
+    Raises ValueError for a record that cannot be parsed or holds no text, and for a file without
+    records: an evaluation file that is passed over in part protects nothing.
+    """
+    count = 0
+    for count, raw in enumerate(Source.parse(name).records(), start=1):
+        outcome = raw.problem or convert(raw.value, "auto", "all")
+        if not isinstance(outcome, str):
+            yield from (text for example in outcome for text in _sides(example))
+            continue
+        texts = [] if raw.problem else _strings(raw.value, least_words)
+        if not texts:
+            raise ValueError(f"decontaminate={name}: record {count}: {outcome}; repair the file")
+        yield from texts
+    if not count:
+        raise ValueError(f"decontaminate={name} holds no records; drop it or name another file")
+
+
+def _sides(example: Example) -> tuple[str, str]:
+    return example.instruction, f"{example.instruction}\n{example.response}"
+
+
+def _strings(value: Any, least_words: int) -> list[str]:
+    """The texts in a record, however nested."""
+    found, waiting = [], [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            if len(words(item)) >= least_words:
+                found.append(item)
+        elif isinstance(item, Mapping):
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
+    return found

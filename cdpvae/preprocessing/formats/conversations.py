@@ -1,0 +1,197 @@
+"""From a list of turns to exchanges: a user turn and the assistant turn right after it.
+
+Rules, none of which looks at what a turn says:
+
+1. A turn is an object with a role (`from` or `role`) and a content (`value`, `content` or `text`):
+   text, or a list of parts whose text parts count, one a line. Turns given as columns
+   (`{"from": [...], "value": [...]}`) are read as rows.
+2. System turns are passed over. Turns of one side that follow each other are one turn, joined by
+   an empty line.
+3. An exchange is a user turn directly followed by an assistant turn. An assistant turn that calls
+   a tool is a tool turn. So what the assistant says after a tool's result is no answer to the
+   user's turn, whose text does not hold that result; nor is what it says before the first user.
+4. A conversation that ends on a user turn is answered by the record's `chosen`, if it has one.
+5. `first` is the exchange of the first user turn, which needs nothing before it to be understood.
+   `all` are all exchanges there are, `last` the last of them. A conversation without has the reason
+   of its first user turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cdpvae.data.example import Example
+
+USER_ROLES = frozenset({"human", "user", "prompter"})
+ASSISTANT_ROLES = frozenset(
+    {"gpt", "assistant", "model", "chatgpt", "bot", "ai", "bard", "bing", "claude"}
+)
+SYSTEM_ROLES = frozenset({"system", "developer"})
+TOOL_ROLES = frozenset(
+    {
+        "function_call",
+        "tool_call",
+        "tool_calls",
+        "function",
+        "tool",
+        "observation",
+        "ipython",
+        "function_response",
+        "tool_response",
+    }
+)
+TURNS = ("first", "all", "last")
+
+NO_USER_TURN = "no user turn"
+NOT_ALL_OBJECTS = "a turn is not an object"
+ENDS_ON_USER = "ends on the user turn"
+TOOL_ANSWERS = "the user turn is answered by a tool call"
+OTHER_ANSWERS = "the user turn is answered by an unknown role"
+
+
+def exchanges(value: Any, turns: str, answer: Any = None) -> list[Example] | str:
+    """The exchanges of a list of turns that `turns` asks for, or the reason why there is none.
+
+    answer: what replies to a user turn at the end: text, a turn, or a list of turns.
+    """
+    rows = _rows(value)
+    if rows is None:
+        return NOT_ALL_OBJECTS
+    merged = _merge_sides(rows)
+    outcomes = [
+        _exchange(merged, at, answer) for at, (side, _) in enumerate(merged) if side == "user"
+    ]
+    if turns == "first":
+        outcomes = outcomes[:1]
+    found = [outcome for outcome in outcomes if isinstance(outcome, Example)]
+    return select(found, turns) if found else next(iter(outcomes), NO_USER_TURN)
+
+
+def select(examples: list[Example], turns: str) -> list[Example]:
+    """Those that `turns` asks for, of a list that is not empty."""
+    if turns == "all":
+        return examples
+    return examples[:1] if turns == "first" else examples[-1:]
+
+
+def is_turns(value: Any) -> bool:
+    """A list of turns, as against a list of parts, whose objects have no role."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, Mapping) and _role_value(turn) is not None for turn in value)
+    )
+
+
+def answer_text(value: Any) -> str | None:
+    """The text of an answer: text, a turn, or of a list of turns the last assistant turn."""
+    if is_turns(value):
+        answers = [turn for turn in value if _side(turn) == "assistant"]
+        return _content(answers[-1]) if answers else None
+    return _content(value) if isinstance(value, Mapping) else text_of(value)
+
+
+def text_of(value: Any) -> str | None:
+    """Text, or the text parts of a list of parts, one a line. None for anything else."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return None
+    parts = [part.get("text") for part in value if isinstance(part, Mapping)]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "\n".join(texts) if texts else None
+
+
+def example(instruction: str | None, response: str | None) -> Example | str:
+    """The pair, or why it is none: a side that is not text, empty, or cannot be written."""
+    for name, text in (("instruction", instruction), ("response", response)):
+        if text is None:
+            return f"{name} is not text"
+        if not text.strip():
+            return f"{name} is empty"
+        if not _is_unicode(text):
+            return f"{name} is not valid Unicode"
+    return Example(instruction, response)
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]] | None:
+    """The turns. None when they are not all objects."""
+    if isinstance(value, Mapping):
+        columns = list(value.values())
+        if not columns or not all(isinstance(column, list) for column in columns):
+            return None
+        if len({len(column) for column in columns}) > 1:
+            return None
+        return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
+        return None
+    return value
+
+
+def _merge_sides(turns: list[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
+    """(side, text) with neighbours of the user's or the assistant's side as one. No system."""
+    merged: list[tuple[str, str | None]] = []
+    for turn in turns:
+        side = _side(turn)
+        if side == "system":
+            continue
+        text = _content(turn)
+        if merged and merged[-1][0] == side and side in ("user", "assistant"):
+            text = _joined(merged.pop()[1], text)
+        merged.append((side, text))
+    return merged
+
+
+def _joined(before: str | None, after: str | None) -> str | None:
+    filled = [text for text in (before, after) if text is not None and text.strip()]
+    return "\n\n".join(filled) if filled else before if after is None else after
+
+
+def _exchange(merged: list[tuple[str, str | None]], at: int, answer: Any) -> Example | str:
+    """The exchange of the user turn at `at`, or why it has none."""
+    instruction = merged[at][1]
+    if at + 1 == len(merged):
+        return ENDS_ON_USER if answer is None else example(instruction, answer_text(answer))
+    side, response = merged[at + 1]
+    if side == "assistant":
+        return example(instruction, response)
+    return TOOL_ANSWERS if side == "tool" else OTHER_ANSWERS
+
+
+def _side(turn: Mapping[str, Any]) -> str:
+    """user, assistant, system, tool, or other."""
+    value = _role_value(turn)
+    role = value.strip().lower() if isinstance(value, str) else ""
+    if role in USER_ROLES:
+        return "user"
+    if role in ASSISTANT_ROLES:
+        calls = turn.get("tool_calls") or turn.get("function_call")
+        return "tool" if calls else "assistant"
+    if role in SYSTEM_ROLES:
+        return "system"
+    return "tool" if role in TOOL_ROLES else "other"
+
+
+def _role_value(turn: Mapping[str, Any]) -> Any:
+    role = turn.get("from")
+    return turn.get("role") if role is None else role
+
+
+def _content(turn: Mapping[str, Any]) -> str | None:
+    """Text of a turn. Parts may be plain text here, as there is only one content."""
+    value = next(
+        (turn[key] for key in ("value", "content", "text") if turn.get(key) is not None), None
+    )
+    if isinstance(value, list):
+        value = [{"text": part} if isinstance(part, str) else part for part in value]
+    return text_of(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for lone surrogates, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

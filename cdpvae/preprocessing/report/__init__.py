@@ -1,0 +1,1 @@
+"""What happened to every record: totals, the terminal table, the HTML page."""

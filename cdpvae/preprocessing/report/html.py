@@ -1,0 +1,241 @@
+"""The report as one HTML page that needs nothing but itself: no script, font or image from outside.
+
+Numbers come from `report.json`'s content, texts from the records: every text is escaped, and the
+page forbids scripts on top. Light and dark follow the reader's system.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from cdpvae.preprocessing.report.style import STYLE
+
+# What a record can come to: key, heading, class of its colour.
+STAGES = (
+    ("not_converted", "not converted", "gone-convert"),
+    ("filtered", "filtered", "gone-filter"),
+    ("duplicates", "duplicates", "gone-duplicate"),
+)
+LANGUAGES_SHOWN = 12
+HEIGHT, BAR, LEFT = 150, 15, 46  # of the histograms, in SVG units
+
+
+def html_report(report: dict[str, Any]) -> str:
+    """The page. report: the content of `report.json`."""
+    counts = report["counts"]
+    sections = [
+        _problems(report["problems"]),
+        _section("The way of the records", _funnel(counts)),
+        _section("By input", _sources(report["sources"], counts)),
+        _section("Lengths in tokens", _lengths(report["lengths"])),
+        _section("Languages", _languages(report["languages"])) if report["languages"] else "",
+        _section("What was dropped, and why", _reasons(counts, report["examples"])),
+        _section("Made of", _origin(report)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Preprocessing report</title>\n<style>{STYLE}</style></head>\n<body><main>\n"
+        f"{_header(counts, report['split'])}\n" + "\n".join(filter(None, sections)) + "\n"
+        "</main></body></html>\n"
+    )
+
+
+def _header(counts: dict[str, Any], split: str) -> str:
+    tiles = (
+        ("records read", counts["read"]),
+        ("pairs kept", counts["kept"]),
+        ("train", counts["train"]),
+        ("validation", counts["validation"]),
+    )
+    shown = "".join(f"<li><b>{number:,}</b><span>{name}</span></li>" for name, number in tiles)
+    share = _percent(counts["kept"], counts["pairs"])
+    return (
+        "<header><h1>What became of every record</h1>"
+        f"<p>{share} of {counts['pairs']:,} instruction-response pairs are kept; "
+        f"the validation split is {escape(split)}.</p><ul class=tiles>{shown}</ul></header>"
+    )
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>"
+
+
+def _problems(problems: dict[str, str]) -> str:
+    if not problems:
+        return ""
+    items = "".join(
+        f"<li><b>{escape(name)}</b>: {escape(text)}</li>" for name, text in problems.items()
+    )
+    return f"<section class=alert><h2>Not read to the end</h2><ul>{items}</ul></section>"
+
+
+def _funnel(counts: dict[str, Any]) -> str:
+    """One bar a step; between two bars what left the way."""
+    gone = {stage: sum(counts[stage].values()) for stage, _, _ in STAGES}
+    steps = [("read", counts["read"]), ("converted", counts["converted"])]
+    if counts["pairs"] != counts["converted"]:
+        steps.append(("pairs in them", counts["pairs"]))
+    filtered = counts["pairs"] - gone["filtered"]
+    steps += [("past the filters", filtered), ("kept", counts["kept"])]
+    losses = {"converted": STAGES[0], "past the filters": STAGES[1], "kept": STAGES[2]}
+    widest = max(number for _, number in steps) or 1
+    rows = []
+    for name, number in steps:
+        loss = ""
+        if name in losses and gone[losses[name][0]]:
+            stage, heading, colour = losses[name]
+            loss = f"<span class='loss {colour}'>&minus;{gone[stage]:,} {heading}</span>"
+        rows.append(
+            f"<div class=step><span class=name>{name}</span>"
+            f"<span class=track><i style='width:{100 * number / widest:.2f}%'></i></span>"
+            f"<span class=number>{number:,}</span>{loss}</div>"
+        )
+    return f"<div class=funnel>{''.join(rows)}</div>"
+
+
+def _sources(sources: dict[str, Any], total: dict[str, Any]) -> str:
+    rows = [*sources.items()]
+    if len(rows) > 1:
+        rows.append(("total", total))
+    left = "".join(f"<th>{name}" for _, name, _ in STAGES[1:])
+    head = f"<tr><th>input<th>read<th>converted{left}<th>kept<th>train<th>validation<th>"
+    body = []
+    for name, counts in rows:
+        numbers = [counts["read"], counts["converted"]]
+        numbers += [sum(counts[stage].values()) for stage, _, _ in STAGES[1:]]
+        numbers += [counts["kept"], counts["train"], counts["validation"]]
+        cells = "".join(f"<td>{number:,}" for number in numbers)
+        body.append(f"<tr><th>{escape(name)}{cells}<td class=mix>{_mix(counts)}")
+    legend = "".join(f"<span class='key {colour}'>{name}</span>" for _, name, colour in STAGES)
+    return (
+        f"<div class=scroll><table>{head}{''.join(body)}</table></div>"
+        f"<p class=legend><span class='key kept'>kept</span>{legend}</p>"
+    )
+
+
+def _mix(counts: dict[str, Any]) -> str:
+    """A line in the colours of the outcomes."""
+    parts = [("kept", counts["kept"])]
+    parts += [(colour, sum(counts[stage].values())) for stage, _, colour in STAGES]
+    whole = sum(number for _, number in parts) or 1
+    bars = "".join(
+        f"<i class={colour} style='width:{100 * number / whole:.2f}%'></i>"
+        for colour, number in parts
+        if number
+    )
+    return f"<span class=stack>{bars}</span>"
+
+
+def _lengths(lengths: dict[str, Any]) -> str:
+    charts = "".join(_histogram(side, **numbers) for side, numbers in lengths.items())
+    return (
+        f"<div class=charts>{charts}</div><p class=legend><span class='key before'>before the "
+        "length filter</span><span class='key kept'>kept</span></p>"
+    )
+
+
+def _histogram(side: str, width: int, before: list[int], kept: list[int]) -> str:
+    """Bars of what came to the length filter, and before them of what is kept."""
+    highest = max(*before, *kept, 1)
+    marks = []
+    for index, (all_of, some) in enumerate(zip(before, kept, strict=True)):
+        last = index == len(before) - 1
+        bounds = f"over {index * width}" if last else f"{index * width + 1}-{(index + 1) * width}"
+        left = LEFT + index * BAR
+        for number, colour in ((all_of, "before"), (some, "kept")):
+            tall = HEIGHT * number / highest
+            if number:
+                marks.append(
+                    f"<rect class={colour} x={left + 1} y={HEIGHT + 10 - tall:.2f} "
+                    f"width={BAR - 2} height={tall:.2f} />"
+                )
+        marks.append(
+            f"<rect class=hit x={left} y=10 width={BAR} height={HEIGHT}><title>{bounds} tokens: "
+            f"{all_of:,}, kept {some:,}</title></rect>"
+        )
+    base, end = HEIGHT + 10, LEFT + len(before) * BAR
+    levels = [(base - HEIGHT * share, highest * share) for share in (0, 0.5, 1)]
+    grid = "".join(
+        f"<line x1={LEFT} x2={end} y1={y:.1f} y2={y:.1f} />"
+        f"<text class=up x={LEFT - 6} y={y + 4:.1f}>{value:,.0f}</text>"
+        for y, value in levels
+    )
+    ticks = "".join(
+        f"<text x={LEFT + index * BAR} y={base + 16}>{index * width}</text>"
+        for index in range(0, len(before), 8)
+    )
+    return (
+        f"<figure><figcaption>{side}</figcaption><svg viewBox='0 0 {end + 8} {base + 24}' role=img "
+        f"aria-label='lengths of the {side}'>{grid}{''.join(marks)}{ticks}</svg></figure>"
+    )
+
+
+def _languages(languages: dict[str, int]) -> str:
+    """The most frequent ones; `languages` is in falling order."""
+    rows = [*languages.items()][:LANGUAGES_SHOWN]
+    rest = sum(languages.values()) - sum(number for _, number in rows)
+    if rest:
+        rows.append((f"{len(languages) - len(rows)} others", rest))
+    return _bars(rows, sum(languages.values()))
+
+
+def _bars(rows: list[tuple[str, int]], whole: int) -> str:
+    widest = max((number for _, number in rows), default=1) or 1
+    return (
+        "<div class=funnel>"
+        + "".join(
+            f"<div class=step><span class=name>{escape(name)}</span>"
+            f"<span class=track><i style='width:{100 * number / widest:.2f}%'></i></span>"
+            f"<span class=number>{number:,} <small>{_percent(number, whole)}</small></span></div>"
+            for name, number in rows
+        )
+        + "</div>"
+    )
+
+
+def _reasons(counts: dict[str, Any], examples: dict[str, Any]) -> str:
+    parts = []
+    for stage, heading, colour in STAGES:
+        whole = counts["read"] if stage == "not_converted" else counts["pairs"]
+        for reason, number in counts[stage].items():
+            parts.append(
+                f"<details><summary><span class='key {colour}'>{heading}</span> {escape(reason)}"
+                f"<b>{number:,} <small>{_percent(number, whole)}</small></b></summary>"
+                f"{_example(examples.get(f'{heading}: {reason}'))}</details>"
+            )
+    return "".join(parts) or "<p>Nothing.</p>"
+
+
+def _example(example: dict[str, Any] | None) -> str:
+    if example is None:
+        return "<p>No example.</p>"
+    where = f"<p>{escape(example['source'])}, record {example['position']}</p>"
+    text = f"{where}<pre>{escape(example['excerpt'])}</pre>"
+    if example.get("kept") is not None:
+        text += f"<p>stays in its place</p><pre>{escape(example['kept'])}</pre>"
+    return text
+
+
+def _origin(report: dict[str, Any]) -> str:
+    inputs = "".join(
+        f"<tr><th>{escape(str(one.get('file') or one.get('hub')))}"
+        f"<td>{one.get('bytes', '')}<td><code>{escape(str(one.get('sha256', '')))}</code>"
+        for one in report["inputs"]
+    )
+    settings = "".join(
+        f"<tr><th>{escape(name)}<td><code>{escape(str(value))}</code>"
+        for name, value in report["settings"].items()
+    )
+    return (
+        f"<details><summary>inputs</summary><div class=scroll><table class=plain><tr><th>input"
+        f"<th>bytes<th>SHA-256{inputs}</table></div></details>"
+        f"<details><summary>settings</summary><table class=plain>{settings}</table></details>"
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}&nbsp;%" if whole else "0&nbsp;%"

@@ -1,0 +1,1 @@
+"""Records read, converted and batched while training, without preprocessing."""

@@ -1,0 +1,159 @@
+"""Windows from a stream of records (`data.streaming`): nothing is prepared, nothing is stored.
+
+Every rank reads and tokenises all records and keeps its share of the rows, dealt as for data on
+disk: so all ranks know the lengths of a whole window, without communication. Rows are shuffled
+inside blocks of consecutive records, anew in each epoch. The order depends on the seed, the
+settings and the sources alone, and is the same for any number of ranks that share rows per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from cdpvae.data.balance import deal_window
+from cdpvae.data.collator import VAECollator
+from cdpvae.data.loader import Loader, Window, check_identity
+from cdpvae.data.sampler import check_sizes, permutation
+from cdpvae.preprocessing.streaming.records import BlockStart, RecordStream, Row
+
+
+@dataclass(frozen=True)
+class StreamCursor:
+    """The window after the last one handed out: `taken` rows of the shuffled block are used."""
+
+    epoch: int
+    step_in_epoch: int
+    block: BlockStart
+    taken: int
+
+
+class StreamLoader(Loader[StreamCursor]):
+    """`WindowLoader` over a `RecordStream`; the last, incomplete window of an epoch is dropped.
+
+    A checkpoint holds the position in the sources and the keys of recent rows: a resumed run reads
+    one block again. An epoch has an unknown number of steps.
+    """
+
+    def __init__(
+        self,
+        stream: RecordStream,
+        collator: VAECollator,
+        *,
+        rows_per_micro_batch: int,
+        grad_accum: int,
+        world_size: int,
+        seed: int,
+        rank: int = 0,
+        prefetch: int = 0,
+    ) -> None:
+        check_sizes(
+            rows_per_micro_batch=rows_per_micro_batch, grad_accum=grad_accum, world_size=world_size
+        )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank} must be in 0..{world_size - 1}")
+        super().__init__(StreamCursor(0, 0, BlockStart.of_epoch(len(stream.sources)), 0), prefetch)
+        self.stream, self.collator = stream, collator
+        self.grad_accum, self.world_size, self.rank = grad_accum, world_size, rank
+        self.window_rows = rows_per_micro_batch * grad_accum * world_size
+        self.seed = seed
+        self._sources = [source.identity() for source in stream.sources]
+
+    def windows_from(
+        self, cursor: StreamCursor
+    ) -> Generator[tuple[Window, StreamCursor], None, None]:
+        while True:
+            # A window is held back until the next one shows whether the epoch goes on.
+            held: tuple[list[Row], StreamCursor, StreamCursor] | None = None
+            for rows, after in self._epoch_from(cursor):
+                if held is not None:
+                    yield self._window(*held[:2]), held[2]
+                held, cursor = (rows, cursor, after), after
+            if held is None:
+                raise ValueError(
+                    f"streaming: an epoch {self.stream.describe()}; one optimizer step takes "
+                    f"{self.window_rows} rows"
+                )
+            first = BlockStart.of_epoch(len(self.stream.sources))
+            cursor = StreamCursor(cursor.epoch + 1, 0, first, 0)
+            yield self._window(*held[:2]), cursor
+
+    def describe(self) -> str:
+        names = ", ".join(source.name for source in self.stream.sources)
+        duplicates = (
+            "none removed"
+            if self.stream.config.deduplication == "none"
+            else f"exact ones among {self.stream.recent_keys} rows removed"
+        )
+        return f"{self.window_rows} rows a step, streamed from {names} (duplicates: {duplicates})"
+
+    def summary(self) -> str:
+        return f"streaming {self.stream.describe()}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings and one tensor; the same on every rank."""
+        cursor, block = self._cursor, self._cursor.block
+        return {
+            "epoch": cursor.epoch,
+            "step_in_epoch": cursor.step_in_epoch,
+            "taken": cursor.taken,
+            "block": block.number,
+            "read": list(block.read),
+            "rows": block.rows,
+            "recent": torch.from_numpy(block.recent.copy()),
+            **self._identity(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue there. Raises ValueError when sources, seed or rows of a step differ."""
+        check_identity(state, self._identity())
+        recent = state["recent"].numpy().astype(np.int64)
+        block = BlockStart(state["block"], tuple(state["read"]), state["rows"], recent)
+        self._move_to(StreamCursor(state["epoch"], state["step_in_epoch"], block, state["taken"]))
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "seed": self.seed,
+            "rows_per_step": self.window_rows,
+            "sources": self._sources,
+            "max_samples": self.stream.config.max_samples,
+            "tokenizer": self.stream.wrapper.fingerprint(),
+            "block_records": self.stream.block_records,
+            "recent_keys": self.stream.recent_keys,
+        }
+
+    def _epoch_from(self, cursor: StreamCursor) -> Iterator[tuple[list[Row], StreamCursor]]:
+        """The rows of every window left in the epoch, each with the cursor behind it."""
+        waiting: list[Row] = []
+        step, taken = cursor.step_in_epoch, cursor.taken
+        for start, rows in self.stream.blocks(cursor.block):
+            order = permutation(len(rows), self.seed, cursor.epoch, start.number)
+            while taken < len(rows):
+                end = taken + self.window_rows - len(waiting)
+                waiting += [rows[i] for i in order[taken:end]]
+                taken = min(end, len(rows))
+                if len(waiting) == self.window_rows:
+                    step += 1
+                    yield waiting, StreamCursor(cursor.epoch, step, start, taken)
+                    waiting = []
+            taken = 0
+
+    def _window(self, rows: list[Row], cursor: StreamCursor) -> Window:
+        """This rank's share of the window at `cursor`."""
+        instructions = np.array([len(row.instruction_ids) for row in rows])
+        responses = np.array([len(row.response_ids) for row in rows])
+        parts = deal_window(instructions + responses, self.grad_accum, self.world_size)
+        own = [[rows[i] for i in part[self.rank]] for part in parts]
+        return Window(
+            cursor.epoch,
+            cursor.step_in_epoch,
+            [self.collator([r.columns for r in part], [r.index for r in part]) for part in own],
+            int((responses - 1).sum()),
+            len(rows),
+            int(instructions.sum()),
+            int(responses.sum()),
+        )
