@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 RESULTS = Path(__file__).parent / "results" / "collapse_control.csv"
 

@@ -34,7 +34,7 @@ from benchmarks.support import data_chart, rows
 from benchmarks.support.corpus import FILES, tokenizer_directory, write_corpus
 from benchmarks.support.memory import ProcessesWatch
 from benchmarks.support.timing import Failure, interleaved
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 from cdpvae.config import DataConfig, TrainingConfig
 from cdpvae.data import (
     LlamaTokenizerWrapper,

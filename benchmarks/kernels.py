@@ -67,7 +67,7 @@ class KernelOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from cdpvae.cli import parse_options
+    from cdpvae.command_line import parse_options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(KernelOptions, __doc__, arguments)
@@ -169,6 +169,6 @@ if __name__ == "__main__":
         job = json.loads(sys.argv[2])
         memory.report(memory_in_this_process(OPERATIONS[job["op"]], job))
         sys.exit(0)
-    from cdpvae.cli import run
+    from cdpvae.command_line import run
 
     sys.exit(run(main))

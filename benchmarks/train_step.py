@@ -16,7 +16,7 @@ First all three print the same loss and gradient norms on the same micro-batch, 
 status is 1. Then rounds are interleaved; a measurement is `--steps` whole optimizer steps (collate,
 forward, backward, clip, AdamW, schedule), half of them with the augmented view. Tokens are those
 of instructions and responses without padding, soft prompts and views; MFU divides the FLOPs that
-these tokens need (`cdpvae.metrics.throughput`), the same for all, by the device's peak, and is 0
+these tokens need (`cdpvae.profiling.throughput`), the same for all, by the device's peak, and is 0
 where that is unknown. Memory is measured in a process per variant (`support/memory.py`), after one
 step on one row has loaded code and made optimizer state. Phases come from a pass of their own;
 ours spends the head's backward in "loss", where the gradient is computed with the loss, and naive
@@ -37,10 +37,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.naive_step import NaiveStep
+from benchmarks.steps.naive import NaiveStep
+from benchmarks.steps.ours import OurStep
 from benchmarks.support import rows as results
 from benchmarks.support.lengths import Window
-from benchmarks.support.our_step import OurStep
 from benchmarks.support.phases import PhaseClock
 from benchmarks.support.step_checks import compare
 from benchmarks.support.step_memory import ask_double, ask_largest, memory_columns, peak_memory
@@ -54,8 +54,8 @@ from benchmarks.support.timing import (
     release,
     seconds_of,
 )
-from cdpvae.cli import parse_options, run
-from cdpvae.metrics.throughput import mfu, peak_flops, training_flops
+from cdpvae.command_line import parse_options, run
+from cdpvae.profiling.throughput import mfu, peak_flops, training_flops
 
 MODULE = "benchmarks.train_step"
 # Whole logits of a full micro-batch may not fit, which the benchmark is to say and not to die of.

@@ -33,7 +33,7 @@ _HOME = {
         "StepPlan",
         "VAEBatch",
     ),
-    "cdpvae.model": (
+    "cdpvae.models.text_vae": (
         "AttentionPooling",
         "DeepPrefixProjector",
         "LlamaSoftPromptVAE",

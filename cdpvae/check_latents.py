@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 
 @dataclasses.dataclass
@@ -48,8 +48,8 @@ def check(argv: Sequence[str] | None = None) -> None:
     options = parse_options(LatentOptions, "Is the latent space alive, and is it used?", argv)
     if not options.checkpoint:
         raise ValueError("--checkpoint is needed: a checkpoint-N directory")
-    from cdpvae.training.inference import open_run
-    from cdpvae.training.report import baseline_likelihood, likelihood_lines, model_likelihood
+    from cdpvae.evaluation.checkpoint import open_run
+    from cdpvae.evaluation.verdicts import baseline_likelihood, likelihood_lines, model_likelihood
 
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
     if opened.model.config.no_latent:
@@ -92,7 +92,7 @@ def measure(opened, options: LatentOptions):
 
 def judge(statistics, settings) -> list:
     """Every number with the description's healthy range."""
-    from cdpvae.training.report import Verdict
+    from cdpvae.evaluation.verdicts import Verdict
 
     dims = settings.model.latent_dim
     verdicts = [

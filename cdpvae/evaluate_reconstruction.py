@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 
 @dataclasses.dataclass
@@ -57,8 +57,8 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     )
     if not options.checkpoint:
         raise ValueError("--checkpoint is needed: a checkpoint-N directory")
-    from cdpvae.training.inference import open_run
-    from cdpvae.training.report import baseline_likelihood, likelihood_lines, model_likelihood
+    from cdpvae.evaluation.checkpoint import open_run
+    from cdpvae.evaluation.verdicts import baseline_likelihood, likelihood_lines, model_likelihood
 
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
     likelihood = model_likelihood(opened, options)
@@ -88,7 +88,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def generate_texts(opened, options: ReconstructionOptions) -> list[dict]:
     """Greedy texts of `num_samples` rows from z = mu and from z ~ q(z|x), with their ids."""
-    from cdpvae.training.evaluation import EVALUATION_EPOCH
+    from cdpvae.evaluation.likelihood import EVALUATION_EPOCH
 
     model, texts = opened.model, []
     if not options.num_samples:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from cdpvae.batch import PackedText
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 
 @dataclasses.dataclass
@@ -49,7 +49,7 @@ def generate(argv: Sequence[str] | None = None) -> None:
     """Parse, load, write. Raises ValueError for what a user can cause."""
     options = parse_options(GenerateOptions, "Write text from the latents of a cdpvae.", argv)
     check(options)
-    from cdpvae.training.inference import open_run
+    from cdpvae.evaluation.checkpoint import open_run
 
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
     generator = torch.Generator(device=opened.model.device).manual_seed(options.seed)

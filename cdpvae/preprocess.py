@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from cdpvae.cli import parse_settings_and, run
+from cdpvae.command_line import parse_settings_and, run
 
 
 @dataclasses.dataclass

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "person": (

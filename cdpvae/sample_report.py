@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 
 # What the quickstart must reach on held-out combinations.
 MIN_SHUFFLE_COST = 10.0  # nats per sequence

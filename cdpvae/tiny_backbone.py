@@ -31,7 +31,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cdpvae.cli import parse_options, run
+from cdpvae.command_line import parse_options, run
 from cdpvae.preprocessing.formats.convert import convert, detect
 from cdpvae.preprocessing.readers.source import Source
 

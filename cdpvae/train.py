@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from cdpvae.cli import parse_settings_and, run
+from cdpvae.command_line import parse_settings_and, run
 
 
 @dataclasses.dataclass
@@ -26,8 +26,8 @@ def train(argv: Sequence[str] | None = None) -> None:
     """Parse, build, train. Raises ValueError for what a user can cause."""
     settings, _ = parse_settings_and(TrainOptions, "Train a cdpvae under DeepSpeed ZeRO-2.", argv)
     # Heavy imports wait until the settings are known to be good.
+    from cdpvae.tasks.text_vae.setup import build_trainer
     from cdpvae.training.distributed import close_world, init_world
-    from cdpvae.training.setup import build_trainer
 
     world = init_world()
     try:

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from benchmarks.naive_step import NaiveStep
-from benchmarks.stock_step import StockStep
+from benchmarks.steps.naive import NaiveStep
+from benchmarks.steps.ours import OurStep
+from benchmarks.steps.stock import StockStep
 from benchmarks.support.lengths import Corpus, Window, open_corpus, windows
-from benchmarks.support.our_step import OurStep
 from benchmarks.support.step_setup import Setup, llama_for, make_setup, settings_for
 
 NAMES = ("ours", "naive", "stock")

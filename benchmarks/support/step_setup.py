@@ -17,8 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.support.lengths import Corpus
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import Settings, parse_settings
-from cdpvae.model import Backbone, LlamaSoftPromptVAE
-from cdpvae.model.backbone import load_llama_config
+from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
+from cdpvae.models.text_vae.backbone import load_llama_config
 
 # Llama's dimensions, and what differs from the description's settings. "tiny" is the quickstart's
 # backbone with the quickstart's settings; "8b" is Llama-3.1-8B with the description's.

@@ -3,8 +3,8 @@
 from cdpvae.loss.annealing import CyclicalAnnealingSchedule
 from cdpvae.loss.bow import bow_loss, compute_bow_loss, content_tokens
 from cdpvae.loss.contrastive import InfoNCELoss, InfoNCETerms, MomentumQueue
-from cdpvae.loss.elbo import SoftPromptVAELoss
-from cdpvae.loss.kl import FreeBitsKL, KLTerms, kl_per_row_dim
+from cdpvae.loss.objective import SoftPromptVAELoss
+from cdpvae.loss.rate import FreeBitsKL, KLTerms, kl_per_row_dim
 from cdpvae.loss.reconstruction import reconstruction_nll
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What the numbers are: latent statistics, text scores, throughput. Imports nothing of ours."""
+"""What the numbers are: latent statistics and text scores. Imports nothing of ours."""
 
 from cdpvae.metrics.latent import (
     ActiveUnitsCounter,
@@ -11,7 +11,6 @@ from cdpvae.metrics.latent import (
     mutual_information,
 )
 from cdpvae.metrics.text import ReconstructionMetrics, TextScores
-from cdpvae.metrics.throughput import ThroughputMeter, peak_flops, training_flops
 
 __all__ = [
     "ActiveUnitsCounter",
@@ -20,11 +19,8 @@ __all__ = [
     "MutualInformation",
     "ReconstructionMetrics",
     "TextScores",
-    "ThroughputMeter",
     "active_units",
     "effective_rank",
     "kl_per_dim",
     "mutual_information",
-    "peak_flops",
-    "training_flops",
 ]

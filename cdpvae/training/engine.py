@@ -16,30 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cdpvae.batch import StepPlan, VAEBatch
 from cdpvae.config import TrainingConfig
-from cdpvae.loss import SoftPromptVAELoss
-from cdpvae.model import LlamaSoftPromptVAE, VAEOutput
-from cdpvae.training.distributed import World, gather_rows
+from cdpvae.training.distributed import World
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
 DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
-
-
-class TrainingModule(nn.Module):
-    """What the engine wraps: one micro-batch in, `VAEOutput` with its loss terms out."""
-
-    def __init__(
-        self, model: LlamaSoftPromptVAE, loss_fn: SoftPromptVAELoss, seed: int, world_size: int
-    ):
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss_fn
-        self.seed = seed
-        self.gather = gather_rows if world_size > 1 else None
-
-    def forward(self, batch: VAEBatch, plan: StepPlan) -> VAEOutput:
-        return self.model(batch, plan, loss_fn=self.loss_fn, gather=self.gather, seed=self.seed)
 
 
 def default_ds_config(device: torch.device) -> Path:
@@ -99,8 +80,7 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def build_engine(
-    model: LlamaSoftPromptVAE,
-    loss_fn: SoftPromptVAELoss,
+    module: nn.Module,
     config: TrainingConfig,
     total_steps: int,
     world: World,
@@ -109,13 +89,13 @@ def build_engine(
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    module = TrainingModule(model, loss_fn, config.seed, world.world_size).to(world.device)
+    module = module.to(world.device)
     ds_config = resolve_ds_config(config, world)
     if config.precision == "bf16":
         # Parameters only: `module.bfloat16()` would round the rotary frequencies as well.
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
-    optimizer = build_optimizer(parameter_groups(model, config), config)
+    optimizer = build_optimizer(parameter_groups(module, config), config)
     scheduler = build_scheduler(optimizer, config, total_steps)
     engine, *_ = deepspeed.initialize(
         model=module, optimizer=optimizer, lr_scheduler=scheduler, config=ds_config

@@ -21,10 +21,10 @@ from cdpvae.config import Settings
 from cdpvae.data import Loader, Window
 from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.loss import SoftPromptVAELoss
-from cdpvae.model import VAEOutput
+from cdpvae.models.text_vae import VAEOutput
+from cdpvae.tasks.text_vae.schedule import Planner
 from cdpvae.training.checkpoint import CheckpointManager, TrainState
 from cdpvae.training.distributed import World, all_gather_rows, all_reduce_sum
-from cdpvae.training.schedule import Planner
 from cdpvae.training.telemetry import Telemetry
 
 SCALARS = (

@@ -11,11 +11,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import train_step
-from benchmarks.naive_step import NaiveStep
-from benchmarks.stock_step import StockStep
+from benchmarks.steps.naive import NaiveStep
+from benchmarks.steps.ours import OurStep
+from benchmarks.steps.stock import StockStep
 from benchmarks.support import step_memory
 from benchmarks.support.lengths import Row, open_corpus, windows
-from benchmarks.support.our_step import OurStep
 from benchmarks.support.phases import PhaseClock
 from benchmarks.support.step_checks import compare
 from benchmarks.support.step_options import StepOptions, build, open_setup, some_windows

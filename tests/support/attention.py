@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cdpvae.model import attention_backends
-from cdpvae.model.attention_backends import AttentionBackend
+from cdpvae.models.text_vae import attention_backends
+from cdpvae.models.text_vae.attention_backends import AttentionBackend
 
 
 def _packed(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, grouped=True) -> Tensor:

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cdpvae.batch import PackedText, VAEBatch
 from cdpvae.config import ModelConfig
-from cdpvae.model import Backbone, LlamaSoftPromptVAE
+from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 
 # Each shape is here for what differs: grouped keys; head_dim apart from hidden/heads; tied head.
 SHAPES = {

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from cdpvae.config import parse_settings
+from cdpvae.tasks.text_vae.setup import build_trainer
 from cdpvae.training.distributed import all_gather_rows, close_world, init_world
-from cdpvae.training.setup import build_trainer
 
 CASES = {
     "plain": {},

@@ -18,10 +18,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cdpvae.config import parse_settings
+from cdpvae.tasks.text_vae.module import TrainingModule
+from cdpvae.tasks.text_vae.setup import build_loss, build_trainer
 from cdpvae.training.distributed import all_reduce_sum, close_world, init_world
-from cdpvae.training.engine import TrainingModule
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
-from cdpvae.training.setup import build_loss, build_trainer
 
 
 class PlainEngine:

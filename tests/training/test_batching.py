@@ -79,7 +79,7 @@ def test_what_a_stream_cannot_do_is_refused_before_training(
     small_settings, tmp_path, data, training, words
 ):
     from cdpvae.config import parse_settings
-    from cdpvae.training.loading import build_loader
+    from cdpvae.tasks.text_vae.loading import build_loader
 
     settings = merged(small_settings, training=training, data={"streaming": True, **data})
     with pytest.raises(ValueError, match=words):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cdpvae.training.inference import open_run
+from cdpvae.evaluation.checkpoint import open_run
 from support.runs import merged, train
 
 STEPS = 20

@@ -1,0 +1,36 @@
+"""Every setting of cdpvae, typed and validated.
+
+Settings come from three places, later ones winning: the defaults (the description's), a JSON file
+(`--config`), the command line. Unknown keys, wrong types and impossible combinations stop the run
+before any weight is loaded, with one line that names the key, the value and what is allowed
+(`SettingsError`). What depends on the backbone's dimensions is checked when its `config.json` is
+read, in `models/text_vae/backbone.py`.
+"""
+
+from cdpvae.config.augmentation import AugmentationConfig
+from cdpvae.config.base import SettingsError
+from cdpvae.config.collapse import CollapseConfig
+from cdpvae.config.data import DataConfig
+from cdpvae.config.loss import LossConfig
+from cdpvae.config.settings import (
+    Settings,
+    describe_validation_error,
+    load_settings,
+    parse_settings,
+)
+from cdpvae.config.text_vae import ModelConfig
+from cdpvae.config.training import TrainingConfig
+
+__all__ = [
+    "AugmentationConfig",
+    "CollapseConfig",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "Settings",
+    "SettingsError",
+    "TrainingConfig",
+    "describe_validation_error",
+    "load_settings",
+    "parse_settings",
+]

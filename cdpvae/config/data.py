@@ -1,0 +1,109 @@
+"""From raw records to processed rows, and what training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cdpvae.config.base import Group
+
+
+class DataConfig(Group):
+    """From records to processed Arrow data (`preprocess`), and what training reads."""
+
+    phase: Literal[1, 2, 3] = Field(1, description="hub data sets of the description's phase")
+    input: tuple[str, ...] = Field((), description="local files or hub ids instead of a phase")
+    format: Literal["auto", "sharegpt", "alpaca", "messages", "magicoder", "text"] = "auto"
+    turns: Literal["first", "all", "last"] = Field(
+        "first", description="which exchanges of a conversation become pairs"
+    )
+    max_samples: int | None = Field(None, ge=1, description="stop after this many kept records")
+    processed_dir: str | None = Field(None, description="default: processed/phase{phase}")
+    target: Literal["response", "reconstruction"] = Field(
+        "response", description="what the decoder writes: the response, or the text encoded"
+    )
+    min_instruction_tokens: int = Field(10, ge=1)
+    max_instruction_tokens: int = Field(512, ge=2)
+    min_response_tokens: int = Field(20, ge=1)
+    max_response_tokens: int = Field(1024, ge=3)
+    language_filter: bool = Field(True, description="keep records in `languages` only")
+    languages: tuple[str, ...] = Field(("en",), description="fastText's codes: en, de, zh ...")
+    min_language_score: float = Field(
+        0.8, ge=0, le=1, description="confidence, against the strongest other language"
+    )
+    language_model: str | None = Field(
+        None, description="lid.176.bin or .ftz; default: the small model of an installed package"
+    )
+    quality_filter: bool = Field(True, description="drop damaged and degenerate text")
+    max_control_share: float = Field(0.0, ge=0, le=1, description="control characters, of all")
+    max_repeated_character_run: int = Field(9, ge=1, description="equal letters or digits in a row")
+    max_repeated_word_share: float = Field(
+        0.0, ge=0, le=1, description="words in loops of five or more repeats, of all"
+    )
+    max_special_share: float = Field(0.3, ge=0, le=1, description="neither letter, digit nor space")
+    deduplication: Literal["none", "exact", "minhash"] = Field(
+        "minhash", description="equal texts, or also near-duplicates by MinHash"
+    )
+    num_permutations: int = Field(128, ge=16, le=1024, description="numbers in a MinHash signature")
+    shingle_words: int = Field(5, ge=1, description="words per shingle")
+    similarity: float = Field(0.85, gt=0, le=1, description="Jaccard from which texts are the same")
+    decontaminate: tuple[str, ...] = Field(
+        (), description="evaluation files whose texts must not be in the result"
+    )
+    validation_fraction: float = Field(0.02, ge=0, lt=1)
+    workers: int | None = Field(None, ge=1, description="preprocessing processes; default: cores")
+    shard_records: int = Field(
+        2_000, ge=1, description="records a worker takes at a time, and a killed run can lose"
+    )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="where workers run: this machine, or a Ray cluster"
+    )
+    streaming: bool = Field(
+        False, description="train on records as they are read, without preprocessing"
+    )
+
+    @property
+    def processed(self) -> Path:
+        return Path(self.processed_dir or f"processed/phase{self.phase}")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> DataConfig:
+        for what in ("instruction", "response"):
+            low, high = (getattr(self, f"{end}_{what}_tokens") for end in ("min", "max"))
+            if low > high:
+                raise ValueError(
+                    f"min_{what}_tokens={low} must not be above max_{what}_tokens={high}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _no_idle_setting(self) -> DataConfig:
+        """A changed setting that its switch makes idle is a mistake of the user's."""
+        minhash = self.deduplication == "minhash"
+        exact = f"deduplication={self.deduplication}"
+        for active, switch, names in (
+            (self.language_filter, "language_filter=false", _LANGUAGE_SETTINGS),
+            (self.quality_filter, "quality_filter=false", _QUALITY_SETTINGS),
+            (minhash, exact, _SIGNATURE_SETTINGS),
+            (minhash or self.decontaminate, f"{exact} and no decontaminate", _NEAR_SETTINGS),
+        ):
+            for name in () if active else names:
+                value, default = getattr(self, name), type(self).model_fields[name].default
+                if value != default:
+                    raise ValueError(f"{name}={value!r} has no effect with {switch}; drop one")
+        if self.language_filter and not self.languages:
+            raise ValueError("languages=[] keeps no record; name one, or set language_filter=false")
+        return self
+
+
+_LANGUAGE_SETTINGS = ("languages", "min_language_score", "language_model")
+_QUALITY_SETTINGS = (
+    "max_control_share",
+    "max_repeated_character_run",
+    "max_repeated_word_share",
+    "max_special_share",
+)
+_SIGNATURE_SETTINGS = ("num_permutations",)
+_NEAR_SETTINGS = ("shingle_words", "similarity")

@@ -1,0 +1,1 @@
+"""What a trained checkpoint is worth: likelihoods, reconstruction, latents, verdicts."""

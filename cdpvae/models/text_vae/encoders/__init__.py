@@ -1,0 +1,1 @@
+"""From packed hidden states to what the latent reads, one way a file."""

@@ -1,0 +1,96 @@
+"""How z reaches the decoder: soft prompts before the response, and an optional deep prefix.
+
+Legend: B rows, Z latent, D hidden, P prompts, K key/value heads, F head dimension, N layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cdpvae.models.text_vae.packing import Prefix
+
+
+class SoftPromptProjector(nn.Module):
+    """z -> P embeddings: MLP, reshape, position embedding N(0, 0.02), LayerNorm.
+
+    Soft prompts: Lester et al. 2021.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        hidden_dim: int,
+        output_dim: int,
+        num_soft_tokens: int = 32,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.num_soft_tokens = num_soft_tokens
+        self.mlp = nn.Sequential(
+            nn.Linear(latent_dim, hidden_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, output_dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(output_dim, num_soft_tokens * output_dim),
+        )
+        self.position = nn.Parameter(torch.randn(1, num_soft_tokens, output_dim) * 0.02)
+        self.norm = nn.LayerNorm(output_dim)
+
+    def forward(self, z_BZ: Tensor) -> Tensor:
+        """(B, Z) fp32 -> (B, P, D) in the module's dtype."""
+        prompts = self.mlp(z_BZ.to(self.position.dtype))
+        prompts_BPD = prompts.view(z_BZ.shape[0], self.num_soft_tokens, -1)
+        return self.norm(prompts_BPD + self.position)
+
+
+class DeepPrefixProjector(nn.Module):
+    """z -> keys and values of P prefix positions in every layer.
+
+    One shared MLP gives a bottleneck per position; LayerNorm; every layer projects it to its own
+    keys and values and scales both by one learned number. Keys carry no rotary embedding.
+    Prefix tuning: Li & Liang 2021; P-tuning v2: Liu et al. 2022.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        prefix_len: int = 32,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        scale_init: float = 0.1,
+    ):
+        super().__init__()
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
+        self.prefix_len, self.bottleneck_dim = prefix_len, bottleneck_dim
+        self.shared = nn.Sequential(
+            nn.Linear(latent_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, prefix_len * bottleneck_dim),
+        )
+        self.norm = nn.LayerNorm(bottleneck_dim)
+        width = num_kv_heads * head_dim
+        self.key = nn.ModuleList(nn.Linear(bottleneck_dim, width) for _ in range(num_layers))
+        self.value = nn.ModuleList(nn.Linear(bottleneck_dim, width) for _ in range(num_layers))
+        self.scale = nn.Parameter(torch.full((num_layers,), scale_init))
+
+    def forward(self, z_BZ: Tensor) -> list[Prefix]:
+        """(B, Z) -> per layer (keys, values), each (B, K, P, F)."""
+        shared = self.shared(z_BZ.to(self.scale.dtype))
+        bottleneck = self.norm(shared.view(z_BZ.shape[0], self.prefix_len, self.bottleneck_dim))
+        layers = zip(self.key, self.value, self.scale, strict=True)
+        return [
+            (self._heads(key(bottleneck) * scale), self._heads(value(bottleneck) * scale))
+            for key, value, scale in layers
+        ]
+
+    def _heads(self, x_BPX: Tensor) -> Tensor:
+        """(B, P, K*F) -> (B, K, P, F)."""
+        return x_BPX.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)

@@ -1,0 +1,1 @@
+"""Training of the text VAE: set-up, loading, schedule, step log."""

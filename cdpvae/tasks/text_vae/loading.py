@@ -1,0 +1,129 @@
+"""The data a run reads: opened, checked against each other, and cut into optimizer steps.
+
+Everything here is cheap and comes before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdpvae.batch import VAEBatch
+from cdpvae.config import Settings
+from cdpvae.data import (
+    LlamaTokenizerWrapper,
+    Loader,
+    PreprocessedDataset,
+    TokenBudgetSampler,
+    VAECollator,
+    WindowLoader,
+    WindowSampler,
+    evaluation_batches,
+)
+from cdpvae.models.text_vae import check_vocabulary
+from cdpvae.models.text_vae.backbone import check_fits, load_llama_config
+from cdpvae.training.distributed import World
+
+Splits = dict[str, PreprocessedDataset]
+
+
+def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
+    """Tokenizer and splits, checked against each other and the backbone's vocabulary.
+
+    A streaming run has no train split, and validation rows only where processed_dir is given.
+    """
+    model, data = settings.model, settings.data
+    llama = load_llama_config(model.backbone)
+    check_fits(llama, model)
+    name = model.tokenizer or model.backbone
+    tokenizer = LlamaTokenizerWrapper.from_pretrained(name)
+    check_vocabulary(llama.vocab_size, tokenizer.special_tokens(), tokenizer.largest_id, str(name))
+    splits = {} if data.streaming else {"train": PreprocessedDataset(data.processed, "train")}
+    wanted = not data.streaming or data.processed_dir is not None
+    if wanted and (Path(data.processed) / "validation").exists():
+        splits["validation"] = PreprocessedDataset(data.processed, "validation")
+    for split in splits.values():
+        split.check_tokenizer(tokenizer)
+    return tokenizer, splits
+
+
+def build_loader(
+    settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
+) -> Loader:
+    """The windows of this rank, as `batching` and `streaming` ask. Raises ValueError."""
+    if settings.data.streaming:
+        return _stream_loader(settings, world, tokenizer)
+    training, train = settings.training, splits["train"]
+    lengths = train.response_lengths, train.instruction_lengths
+    common = {
+        "grad_accum": training.gradient_accumulation_steps,
+        "world_size": world.world_size,
+        "seed": training.seed,
+    }
+    if training.batching == "tokens":
+        sampler = TokenBudgetSampler(
+            *lengths,
+            tokens_per_micro_batch=training.tokens_per_micro_batch,
+            prompt_tokens=0 if settings.model.no_latent else settings.model.num_soft_tokens,
+            **common,
+        )
+    else:
+        sampler = WindowSampler(
+            *lengths, rows_per_micro_batch=training.per_device_batch_size, **common
+        )
+    return WindowLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
+
+
+def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper) -> Loader:
+    from cdpvae.preprocessing.readers.source import PHASES, Source
+    from cdpvae.preprocessing.streaming.loader import StreamLoader
+    from cdpvae.preprocessing.streaming.records import RecordStream
+
+    data, training = settings.data, settings.training
+    if training.max_steps is None:
+        raise ValueError("streaming=true needs max_steps: a stream does not say how long it is")
+    if training.batching == "tokens":
+        raise ValueError("batching='tokens' needs all lengths, which streaming=true does not know")
+    if data.decontaminate:
+        raise ValueError(
+            f"decontaminate={list(data.decontaminate)} has no effect with streaming=true; "
+            "preprocess the data, or drop it"
+        )
+    sources = [Source.parse(text) for text in data.input or PHASES[data.phase]]
+    return StreamLoader(
+        RecordStream(sources, data, tokenizer),
+        VAECollator(),
+        rows_per_micro_batch=training.per_device_batch_size,
+        grad_accum=training.gradient_accumulation_steps,
+        world_size=world.world_size,
+        seed=training.seed,
+        rank=world.rank,
+        prefetch=training.prefetch,
+    )
+
+
+def planned_steps(settings: Settings, loader: Loader) -> int:
+    """Optimizer steps of the whole schedule.
+
+    Under `batching: tokens` epochs may differ by a step or so; the first one counts.
+    """
+    training = settings.training
+    return training.max_steps or training.num_epochs * loader.steps_per_epoch
+
+
+def evaluation_rows(
+    settings: Settings, world: World, split: PreprocessedDataset
+) -> tuple[list[VAEBatch], VAEBatch | None]:
+    """This rank's share of the validation rows, and the rows whose texts are generated."""
+    training, collator = settings.training, VAECollator()
+    rows = max(2, training.per_device_batch_size)
+    share = evaluation_batches(
+        split,
+        collator,
+        rows,
+        limit=training.eval_rows,
+        rank=world.rank,
+        world_size=world.world_size,
+    )
+    wanted = training.sample_rows
+    samples = evaluation_batches(split, collator, max(1, wanted), limit=wanted)
+    return list(share), next(samples, None)

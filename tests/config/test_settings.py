@@ -1,0 +1,219 @@
+"""Settings: the description's defaults by value, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cdpvae.command_line import parse_settings_and
+from cdpvae.config import Settings, SettingsError, load_settings, parse_settings
+from cdpvae.train import TrainOptions
+from support.runs import REPOSITORY
+
+CONFIGS = REPOSITORY / "cdpvae" / "configs"
+
+# spec, tables of sections 1 to 6 and the dimension summary.
+DESCRIPTION = {
+    "model": {
+        "backbone": "meta-llama/Llama-3.1-8B",
+        "latent_dim": 64,
+        "pooling_heads": 8,
+        "pooling_dropout": 0.1,
+        "vae_hidden_dim": 2048,
+        "encoder_dropout": 0.1,
+        "logvar_init_bias": -2.0,
+        "logvar_clamp": 10.0,
+        "num_soft_tokens": 32,
+        "projector_dropout": 0.1,
+        "deep_prefix": False,
+        "prefix_hidden_dim": 2048,
+        "prefix_bottleneck_dim": 256,
+        "prefix_scale_init": 0.1,
+        "lora_r": 64,
+        "lora_alpha": 128,
+        "lora_dropout": 0.05,
+        "use_rslora": True,
+        "lora_target_modules": (
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ),
+    },
+    "loss": {
+        "beta_max": 1.0,
+        "beta_cycles": 4,
+        "beta_ramp_ratio": 0.5,
+        "free_bits": 0.5,
+        "bow_weight": 1.5,
+        "contrastive_weight": 0.1,
+        "temperature": 0.07,
+        "normalize_latents": True,
+        "word_dropout": 0.4,
+        "loss_scale": "per_token",
+        "bow_reduction": "bce",
+        "queue_size": 0,
+    },
+    "augmentation": {
+        "augmentation_probability": 0.5,
+        "span_mask_prob": 0.15,
+        "span_max_len": 5,
+        "word_dropout_rate": 0.1,
+        "shuffle_window": 0,
+    },
+    "collapse": {
+        "enable_collapse_monitoring": True,
+        "au_variance": 0.01,
+        "min_au_ratio": 0.3,
+        "severe_au_ratio": 0.1,
+        "min_mi": 1.0,
+        "severe_mi": 0.5,
+        "min_kl": 0.1,
+        "mild_factor": 1.1,
+        "moderate_factor": 1.3,
+        "moderate_dropout_factor": 0.8,
+        "max_bow_weight": 3.0,
+        "max_contrastive_weight": 0.5,
+        "min_word_dropout": 0.1,
+    },
+    "data": {
+        "min_instruction_tokens": 10,
+        "max_instruction_tokens": 512,
+        "min_response_tokens": 20,
+        "max_response_tokens": 1024,
+    },
+    "training": {
+        "learning_rate": 2e-4,
+        "weight_decay": 0.01,
+        "eta_min": 2e-5,
+        "warmup_ratio": 0.1,
+        "max_grad_norm": 1.0,
+        "per_device_batch_size": 8,
+        "gradient_accumulation_steps": 12,
+        "num_epochs": 10,
+        "save_steps": 100,
+        "logging_steps": 100,
+        "gradient_checkpointing": True,
+        "precision": "bf16",
+    },
+}
+
+
+@pytest.mark.parametrize("group", DESCRIPTION)
+def test_defaults_are_the_descriptions(group):
+    values = getattr(Settings(), group)
+    assert {key: getattr(values, key) for key in DESCRIPTION[group]} == DESCRIPTION[group]
+
+
+def test_shipped_files():
+    assert load_settings(CONFIGS / "description.json") == Settings()
+    recommended = load_settings(CONFIGS / "recommended.json")
+    assert recommended.loss.bow_reduction == "categorical"
+    # Whatever else it changes must be argued for in the README, so it is listed here.
+    changed = {"loss": {"bow_reduction": "categorical"}}
+    assert json.loads((CONFIGS / "recommended.json").read_text()) == changed
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"modle": {}}, ["modle", "model"]),
+        ({"model": {"latent_dims": 8}}, ["model.latent_dims", "latent_dim"]),
+        ({"model": {"latent_dim": "64"}}, ["model.latent_dim", "'64'", "integer"]),
+        ({"model": {"latent_dim": 0}}, ["model.latent_dim", "0", "greater"]),
+        ({"model": {"encoder_layer": "first"}}, ["model.encoder_layer", "first", "last", "mix"]),
+        ({"model": {"encoder_layer": -1}}, ["encoder_layer", "-1"]),
+        ({"model": {"no_latent": True, "deep_prefix": True}}, ["deep_prefix", "no_latent"]),
+        ({"loss": {"queue_size": 8, "contrastive_weight": 0.0}}, ["queue_size=8"]),
+        ({"augmentation": {"augmentation_probability": 0.0}}, ["contrastive_weight=0.1"]),
+        ({"training": {"eta_min": 1.0}}, ["eta_min=1.0", "learning_rate"]),
+        ({"training": {"precision": "fp16"}}, ["precision", "fp16", "bf16"]),
+        ({"data": {"min_response_tokens": 2000}}, ["min_response_tokens=2000", "1024"]),
+        ({"data": {"phase": 4}}, ["data.phase", "4"]),
+        ({"data": {"language_filter": False, "languages": ["de"]}}, ["languages", "no effect"]),
+        ({"data": {"languages": []}}, ["languages=[]", "language_filter=false"]),
+        ({"data": {"quality_filter": False, "max_special_share": 0.5}}, ["max_special_share=0.5"]),
+        ({"data": {"deduplication": "exact", "similarity": 0.9}}, ["similarity=0.9", "exact"]),
+        ({"data": {"engine": "slurm"}}, ["data.engine", "slurm", "ray"]),
+    ],
+)
+def test_what_is_wrong_is_one_line(content, words):
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(content)
+    assert "\n" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_decontamination_uses_the_similarity_of_near_duplicates():
+    data = {"deduplication": "exact", "decontaminate": ["a.jsonl"], "similarity": 0.7}
+    assert parse_settings({"data": data}).data.similarity == 0.7
+    with pytest.raises(SettingsError, match="num_permutations=64 has no effect"):
+        parse_settings({"data": {**data, "num_permutations": 64}})
+
+
+def parse(*argv: str) -> Settings:
+    return parse_settings_and(TrainOptions, "test", argv)[0]
+
+
+def test_flags_override_the_file(tmp_path):
+    path = tmp_path / "custom.json"
+    path.write_text(json.dumps({"training": {"learning_rate": 0.5, "seed": 3}}))
+    settings = parse("--config", str(path), "--learning-rate", "0.25", "--phase", "2")
+    assert settings.training.learning_rate == 0.25
+    assert settings.training.seed == 3
+    assert settings.data.phase == 2
+
+
+def test_short_flags_of_the_description():
+    settings = parse("--phase", "1", "--max-samples", "10000", "--memory-efficient")
+    assert settings.data.max_samples == 10000
+    assert settings.loss.contrastive_weight == 0.0
+    assert settings.augmentation.augmentation_probability == 0.0
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--lerning-rate", "1"], ["--lerning-rate", "--learning-rate"]),
+        (["--learning-rate", "fast"], ["--learning-rate", "fast"]),
+        (["--phase", "7"], ["7", "1", "2", "3"]),
+        (
+            ["--contrastive-weight", "0.2", "--augmentation-probability", "0"],
+            ["contrastive_weight=0.2", "augmentation_probability=0"],
+        ),
+        (["--config", "nowhere.json"], ["nowhere.json"]),
+        (["--config"], ["--config"]),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(argv, words):
+    with pytest.raises(SettingsError) as refused:
+        parse(*argv)
+    assert "\n" not in str(refused.value) and "│" not in str(refused.value)
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_print_config_round_trips(capsys, tmp_path):
+    with pytest.raises(SystemExit) as done:
+        parse("--print-config", "--latent-dim", "16", "--no-latent")
+    assert done.value.code == 0
+    path = tmp_path / "printed.json"
+    path.write_text(capsys.readouterr().out)
+    settings = load_settings(path)
+    assert settings.model.latent_dim == 16 and settings.model.no_latent
+    assert settings.loss.beta_max == 0.0
+
+
+def test_help_lists_every_setting(capsys):
+    with pytest.raises(SystemExit) as done:
+        parse("--help")
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    for group in json.loads(Settings().dump()).values():
+        for key in group:
+            assert f"--{key.replace('_', '-')}" in text, key
