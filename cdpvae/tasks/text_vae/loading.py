@@ -13,10 +13,10 @@ from cdpvae.data import (
     LlamaTokenizerWrapper,
     Loader,
     PreprocessedDataset,
+    RowCountSampler,
+    StepLoader,
     TokenBudgetSampler,
     VAECollator,
-    WindowLoader,
-    WindowSampler,
     evaluation_batches,
 )
 from cdpvae.models.text_vae import check_vocabulary
@@ -49,7 +49,7 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
 def build_loader(
     settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
 ) -> Loader:
-    """The windows of this rank, as `batching` and `streaming` ask. Raises ValueError."""
+    """Make the loader of this rank that `batching` and `streaming` ask for. Raises ValueError."""
     if settings.data.streaming:
         return _stream_loader(settings, world, tokenizer)
     training, train = settings.training, splits["train"]
@@ -67,10 +67,10 @@ def build_loader(
             **common,
         )
     else:
-        sampler = WindowSampler(
+        sampler = RowCountSampler(
             *lengths, rows_per_micro_batch=training.per_device_batch_size, **common
         )
-    return WindowLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
+    return StepLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
 
 
 def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper) -> Loader:
