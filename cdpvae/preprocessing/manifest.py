@@ -30,7 +30,7 @@ _NOT_CONTENT = frozenset(
         "workers",
         "shard_records",
         "streaming",
-        "engine",
+        "executor",
     }
 )
 PLAN = "plan.json"

@@ -123,7 +123,7 @@ class Collector:
     def _summaries(self, preparer: Preparer) -> Summaries:
         """Summaries of all shards in order; each input is checked at its end."""
         seen: list[dict[str, Any]] = []
-        engine = make_engine(self.config.engine, self.config.workers)
+        engine = make_engine(self.config.executor, self.config.workers)
         results = engine.map(preparer, self.reader.tasks())
         with tqdm(desc="prepare", unit=" records", disable=self.disable) as bar:
             for summary in results:

@@ -52,7 +52,7 @@ def build_loader(
     """Make the loader of this rank that `batching` and `streaming` ask for. Raises ValueError."""
     if settings.data.streaming:
         return _stream_loader(settings, world, tokenizer)
-    training, train = settings.training, splits["train"]
+    model, training, train = settings.model, settings.training, splits["train"]
     lengths = train.response_lengths, train.instruction_lengths
     common = {
         "grad_accum": training.gradient_accumulation_steps,
@@ -63,7 +63,7 @@ def build_loader(
         sampler = TokenBudgetSampler(
             *lengths,
             tokens_per_micro_batch=training.tokens_per_micro_batch,
-            prompt_tokens=0 if settings.model.no_latent else settings.model.num_soft_tokens,
+            prompt_tokens=0 if model.latent.kind == "none" else model.num_soft_tokens,
             **common,
         )
     else:

@@ -69,7 +69,7 @@ class Reporter:
     def _encoder_layers(self) -> int:
         layer = self.settings.model.encoder_layer
         depth = self.model.backbone.config.num_hidden_layers
-        if self.settings.model.no_latent:
+        if self.settings.model.latent.kind == "none":
             return 0
         return layer if isinstance(layer, int) else depth
 
@@ -86,7 +86,7 @@ class Reporter:
     ) -> None:
         """One console line and all scalars of a logged step."""
         speed = self.meter.report()
-        latent = not self.settings.model.no_latent
+        latent = self.settings.model.latent.kind != "none"
         scalars = {
             "recon_loss": values["recon"],
             "loss": values["total"],
@@ -122,12 +122,10 @@ class Reporter:
         )
         self.telemetry.say(line)
 
-    def _latent_scalars(
-        self, plan: StepPlan, step_batch: StepBatch, values: dict
-    ) -> dict[str, float]:
+    def _latent_scalars(self, plan: StepPlan, step_batch: StepBatch, values: dict) -> dict[str, float]:
         mean_length = step_batch.target_divisor / step_batch.rows
-        per_token = self.settings.loss.loss_scale == "per_token"
-        weight = mean_length / self.settings.model.latent_dim if per_token else 1.0
+        per_token = self.settings.loss.objective == "per_token"
+        weight = mean_length / self.settings.model.latent.latent_dim if per_token else 1.0
         return {
             "kl_loss": values["kl"],
             "kl_raw": values["kl_raw"],
@@ -172,7 +170,7 @@ class Reporter:
             line += f", kl {result.kl:.2f}, -elbo {result.neg_elbo:.2f}; cost of z " + " ".join(
                 f"{what} {cost:+.2f}" for what, cost in result.costs.items()
             )
-        if not self.settings.model.no_latent:
+        if self.settings.model.latent.kind != "none":
             line += f"; active units {result.active_unit_ratio:.0%}"
         self.telemetry.scalars(step, scalars, "validation/")
         self.telemetry.say(line)
@@ -184,7 +182,7 @@ class Reporter:
         """Greedy answers from z = mu against the references."""
         batch = self.samples.to(self.world.device)
         z = None
-        if not self.settings.model.no_latent:
+        if self.settings.model.latent.kind != "none":
             with torch.no_grad(), self.model.evaluating():
                 z = self.model.posterior(batch.instruction).mu
         ids = self.model.generate(
