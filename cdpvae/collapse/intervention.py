@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cdpvae.collapse.monitor import CollapseMetrics, Level
-from cdpvae.config import CollapseConfig
+from cdpvae.config import CollapseConfig, Settings
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class AdaptiveInterventionScheduler:
 
     def __init__(
         self,
-        initial_bow_weight: float = 1.5,
-        initial_contrastive_weight: float = 0.1,
-        initial_word_dropout: float = 0.4,
-        config: CollapseConfig | None = None,
-    ):
-        self.config = config = config or CollapseConfig()
+        initial_bow_weight: float,
+        initial_contrastive_weight: float,
+        initial_word_dropout: float,
+        config: CollapseConfig,
+    ) -> None:
+        self.config = config
         self.default = {
             "bow_weight": float(initial_bow_weight),
             "contrastive_weight": float(initial_contrastive_weight),
@@ -64,6 +64,12 @@ class AdaptiveInterventionScheduler:
             if self.default[name] == 0:
                 self.bound[name] = 0.0
         self.now = dict(self.default)
+
+    @classmethod
+    def of(cls, settings: Settings) -> AdaptiveInterventionScheduler:
+        """Start from the weights and bounds of the settings."""
+        loss = settings.loss
+        return cls(loss.bow_weight, loss.contrastive_weight, loss.word_dropout, settings.collapse)
 
     @property
     def bow_weight(self) -> float:

@@ -30,3 +30,13 @@ class LossConfig(Group):
     normalize_latents: bool = Field(True, description="L2-normalise mu before the similarity")
     queue_size: int = Field(0, ge=0, description="past positives kept as further negatives")
     word_dropout: float = Field(0.4, ge=0, le=1, description="share of decoder inputs dropped")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every term that has a setting `<name>_weight`, by that name."""
+        suffix = "_weight"
+        return {
+            name.removesuffix(suffix): getattr(self, name)
+            for name in type(self).model_fields
+            if name.endswith(suffix)
+        }

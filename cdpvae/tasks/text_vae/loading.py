@@ -19,6 +19,7 @@ from cdpvae.data import (
     VAECollator,
     evaluation_batches,
 )
+from cdpvae.latents import family_of
 from cdpvae.models.text_vae import check_vocabulary
 from cdpvae.models.text_vae.backbone import check_fits, load_llama_config
 from cdpvae.training.distributed import World
@@ -63,7 +64,7 @@ def build_loader(
         sampler = TokenBudgetSampler(
             *lengths,
             tokens_per_micro_batch=training.tokens_per_micro_batch,
-            prompt_tokens=0 if model.latent.kind == "none" else model.num_soft_tokens,
+            prompt_tokens=model.num_soft_tokens if family_of(model).reads_text else 0,
             **common,
         )
     else:

@@ -1,0 +1,33 @@
+"""The interface of the original description, on top of the live one.
+
+The original description of the system (docs/architecture.md) names classes and signatures of its
+own: padded tensors, a loss that is called with keywords, a monitor that is shown `mu` and `logvar`.
+They stay importable from `cdpvae` and do what it says. Nothing else in the package uses them.
+"""
+
+from cdpvae.compatibility.collapse import AdaptiveInterventionScheduler, CollapseMonitor
+from cdpvae.compatibility.loss import (
+    FreeBitsKL,
+    InfoNCELoss,
+    MomentumQueue,
+    SoftPromptVAELoss,
+    compute_bow_loss,
+)
+from cdpvae.compatibility.metrics import ActiveUnitsCounter, LatentStatistics
+from cdpvae.compatibility.output import LossTerms, StepPlan, VAEOutput, forward
+
+__all__ = [
+    "ActiveUnitsCounter",
+    "AdaptiveInterventionScheduler",
+    "CollapseMonitor",
+    "FreeBitsKL",
+    "InfoNCELoss",
+    "LatentStatistics",
+    "LossTerms",
+    "MomentumQueue",
+    "SoftPromptVAELoss",
+    "StepPlan",
+    "VAEOutput",
+    "compute_bow_loss",
+    "forward",
+]
