@@ -97,6 +97,16 @@ class ModelConfig(Group):
     )
 
     @property
+    def latent_dim(self) -> int:
+        """Z, under the name that the original description has for it.
+
+        Raises ValueError for a family without it.
+        """
+        if self.latent.kind == "none":
+            raise ValueError("latent_dim: a model with latent.kind=none has no z")
+        return self.latent.latent_dim
+
+    @property
     def kernel_impl(self) -> str | None:
         """`kernels` as `cdpvae_kernels` takes it: None picks by device."""
         return None if self.kernels == "auto" else self.kernels

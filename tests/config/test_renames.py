@@ -101,6 +101,9 @@ def test_a_notice_is_printed_once_and_by_one_rank(capsys, monkeypatch):
 
 def test_constructors_accept_old_keywords_in_silence(capsys):
     assert ModelConfig(latent_dim=32) == ModelConfig(latent=GaussianConfig(latent_dim=32))
+    assert ModelConfig(latent_dim=32).latent_dim == 32
+    with pytest.raises(ValueError, match="latent.kind=none has no z"):
+        _ = ModelConfig(no_latent=True).latent_dim
     assert ModelConfig(no_latent=True) == ModelConfig(latent=NoLatentConfig())
     assert ModelConfig(no_latent=False, logvar_clamp=3.0).latent.logvar_clamp == 3.0
     assert LossConfig(loss_scale="elbo").objective == "elbo"
