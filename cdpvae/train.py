@@ -19,7 +19,7 @@ from cdpvae.command_line import parse_settings_and, run
 
 @dataclasses.dataclass
 class TrainOptions:
-    """No flags beside the settings."""
+    """Training has no flags beside the settings."""
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +40,7 @@ def train(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `train` -> exit status: 2 for what a user can cause, with one line on stderr."""
     return run(train, argv)
 
 
