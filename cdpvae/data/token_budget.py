@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from cdpvae.data.balance import balance_rows
+from cdpvae.data.balance import balance_rows, best_exchange
 from cdpvae.data.sampler import StepSampler, check_sizes
 
 # A step aims at this share of its capacity: what is left makes room for rows not to fit exactly.
@@ -163,7 +163,7 @@ def pack_step(
     sizes = _group_sizes(costs[order].reshape(-1, world_size).sum(1), grad_accum)
     bin_of = _assign_ranks(sizes, world_size)
     even = EVEN * costs.sum() / (grad_accum * world_size)
-    if not _exchange(costs[order], bin_of, min(budget, even), budget):
+    if not _even_out(costs[order], bin_of, min(budget, even), budget):
         return None
     by_bin = order[np.argsort(bin_of, kind="stable")]
     groups = np.split(by_bin, np.cumsum(sizes * world_size)[:-1])
@@ -200,25 +200,30 @@ def _assign_ranks(sizes: np.ndarray, world_size: int) -> np.ndarray:
     return (np.repeat(np.arange(len(sizes)), sizes)[:, None] * world_size + ranks).ravel()
 
 
-def _exchange(costs: np.ndarray, bin_of: np.ndarray, enough: float, limit: float) -> bool:
-    """Swap rows of the heaviest bin against others', in place, until no bin is above `enough`.
+def _even_out(costs: np.ndarray, bin_of: np.ndarray, enough: float, limit: float) -> bool:
+    """Exchange rows of the heaviest bin for others', until no bin is above `enough`.
 
-    -> whether all ended at or below `limit`.
+    costs (rows,): tokens of every row.
+    bin_of (rows,): the bin of every row; changed in place.
+    enough: a sum at which exchanging stops.
+    limit: the largest sum that is allowed.
+
+    -> whether every bin ended at or below `limit`.
     """
     sums = np.bincount(bin_of, weights=costs)
+    # The bound caps the time that an unlucky step takes.
     for _ in range(4 * len(sums)):
         heavy = int(sums.argmax())
         if sums[heavy] <= enough:
             break
-        mine = np.flatnonzero(bin_of == heavy)
-        moved = costs[mine][:, None] - costs[None, :]
-        worse = np.maximum(sums[heavy] - moved, sums[bin_of][None, :] + moved)
-        worse[:, mine] = np.inf
-        i, j = np.unravel_index(int(worse.argmin()), worse.shape)
-        if worse[i, j] >= sums[heavy]:
+        mine, others = np.flatnonzero(bin_of == heavy), np.flatnonzero(bin_of != heavy)
+        pair = best_exchange(costs, mine, sums[heavy], others, sums[bin_of[others]])
+        if pair is None:
             break
-        other = bin_of[j]
-        sums[heavy] -= moved[i, j]
-        sums[other] += moved[i, j]
-        bin_of[mine[i]], bin_of[j] = other, heavy
+        given, taken = mine[pair[0]], others[pair[1]]
+        other = bin_of[taken]
+        moved = costs[given] - costs[taken]
+        sums[heavy] -= moved
+        sums[other] += moved
+        bin_of[given], bin_of[taken] = other, heavy
     return bool(sums.max() <= limit)
