@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cdpvae.data.example import Example
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 
 MANIFEST = "manifest.json"
@@ -70,7 +69,7 @@ class TokenColumn:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
 
-class _TokenDataset:
+class TokenDataset:
     """What the loader needs of a data set: rows, their lengths, and whose tokens they are.
 
     instruction_lengths, response_lengths: (rows,) int32 tokens, BOS and EOS counted.
@@ -117,7 +116,7 @@ class _TokenDataset:
             )
 
 
-class PreprocessedDataset(_TokenDataset):
+class PreprocessedDataset(TokenDataset):
     """One split of what `cdpvae.preprocess` wrote, memory-mapped.
 
     Raises ValueError when the directory or the split is missing or is something else.
@@ -147,41 +146,6 @@ class PreprocessedDataset(_TokenDataset):
         instruction, response = (TokenColumn.from_arrow(table.column(n)) for n in TOKEN_COLUMNS)
         tokenizer = self.manifest["tokenizer"]
         super().__init__(instruction, response, tokenizer["name"], tokenizer["fingerprint"])
-
-
-class InstructionDataset(_TokenDataset):
-    """Raw (instruction, response) pairs, tokenised and truncated in memory.
-
-    target: "response", or "reconstruction" (the encoder reads the response too).
-    """
-
-    def __init__(
-        self,
-        examples: Iterable[Example | tuple[str, str]],
-        wrapper: LlamaTokenizerWrapper,
-        target: Literal["response", "reconstruction"] = "response",
-    ) -> None:
-        pairs = [
-            (e.instruction, e.response) if isinstance(e, Example) else tuple(e) for e in examples
-        ]
-        examples = [apply_target(Example(*pair), target) for pair in pairs]
-        instruction = wrapper.encode_instructions([e.instruction for e in examples])
-        response = wrapper.encode_responses([e.response for e in examples])
-        super().__init__(
-            TokenColumn.from_lists(instruction),
-            TokenColumn.from_lists(response),
-            wrapper.name,
-            wrapper.fingerprint(),
-        )
-
-
-def apply_target(example: Example, target: str) -> Example:
-    """What the encoder reads and the decoder writes under `target`."""
-    if target == "response":
-        return example
-    if target == "reconstruction":
-        return Example(example.response, example.response)
-    raise ValueError(f"target={target!r} must be response or reconstruction")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -149,7 +149,7 @@ class Loader(ABC, Generic[C]):
         return Position(self._cursor.epoch, self._cursor.step_in_epoch)
 
     def epoch(self) -> Iterator[StepBatch]:
-        """Hand out what is left of this epoch; afterwards the position is the next epoch's start."""
+        """Hand out what is left of this epoch; afterwards the position is in the next epoch."""
         current = self._cursor.epoch
         while self._cursor.epoch == current:
             yield self._next()

@@ -1,26 +1,28 @@
-"""What the numbers are: latent statistics and text scores. Imports nothing of ours."""
+"""Measure latents and score texts. Imports nothing else of cdpvae."""
 
 from cdpvae.metrics.latent import (
-    ActiveUnitsCounter,
     LatentStatistics,
     LatentSummary,
     MutualInformation,
     active_units,
+    count_active,
     effective_rank,
     kl_per_dim,
     mutual_information,
+    variance_from_sums,
 )
 from cdpvae.metrics.text import ReconstructionMetrics, TextScores
 
 __all__ = [
-    "ActiveUnitsCounter",
     "LatentStatistics",
     "LatentSummary",
     "MutualInformation",
     "ReconstructionMetrics",
     "TextScores",
     "active_units",
+    "count_active",
     "effective_rank",
     "kl_per_dim",
     "mutual_information",
+    "variance_from_sums",
 ]

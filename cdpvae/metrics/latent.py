@@ -1,4 +1,4 @@
-"""Estimators on posteriors: active units, KL, mutual information, effective rank, similarities.
+"""Estimate on posteriors: active units, KL, mutual information, effective rank, similarities.
 
 All of them describe the encoder. None proves that a decoder uses z; the z-use test does.
 
@@ -14,20 +14,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Variances of mu above which a dimension counts as active; the first is the one of the literature.
 AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
+# Rows whose densities under all posteriors are computed at once.
 CHUNK_ROWS = 256
 
 
+def count_active(variance: Tensor, threshold: float = AU_THRESHOLDS[0]) -> int:
+    """Count the dimensions that vary by more than `threshold`. Burda et al. 2016, 5.2.
+
+    variance: (Z,), of the posterior mean over rows, with N-1.
+    """
+    return int((variance > threshold).sum())
+
+
+def active_units(mu: Tensor, threshold: float = AU_THRESHOLDS[0]) -> int:
+    """Count the active dimensions of N posterior means, (N, Z)."""
+    return count_active(mu_variance(mu), threshold)
+
+
 def mu_variance(mu: Tensor) -> Tensor:
-    """(N, Z) -> (Z,) fp64 variance over rows with N-1; zeros for a single row."""
+    """Compute the variance over rows with N-1, (N, Z) -> (Z,) fp64; zeros for a single row."""
     if mu.shape[0] < 2:
         return torch.zeros(mu.shape[1], dtype=torch.float64)
     return mu.double().var(dim=0, unbiased=True)
 
 
-def active_units(mu: Tensor, threshold: float = 0.01) -> int:
-    """Dimensions whose posterior mean varies by more than `threshold`. Burda et al. 2016, 5.2."""
-    return int((mu_variance(mu) > threshold).sum())
+def variance_from_sums(rows: float, total: Tensor, square: Tensor) -> Tensor:
+    """Compute the variance over rows with N-1 from sums that add up over batches and ranks.
+
+    rows: N. total, square: (Z,) fp64, the sums over rows of mu and of its square.
+    -> (Z,) fp64; zeros for a single row.
+    """
+    if rows < 2:
+        return torch.zeros_like(total)
+    return (square - total.square() / rows) / (rows - 1)
 
 
 def kl_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -38,8 +59,11 @@ def kl_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """I(x; z) in nats from N rows. `lower` cannot exceed `cap` = log N; `upper` leaves each row
-    out of its own mixture and overshoots once the posteriors are further apart than N rows tell."""
+    """Hold I(x; z) in nats, estimated from N rows.
+
+    `lower` cannot exceed `cap` = log N; `upper` leaves each row out of its own mixture and
+    overshoots once the posteriors are further apart than N rows tell.
+    """
 
     lower: float
     upper: float
@@ -86,7 +110,7 @@ def _log_density(z_CZ: Tensor, mu_NZ: Tensor, logvar_NZ: Tensor) -> Tensor:
 
 
 def effective_rank(mu: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred (N, Z) means.
+    """Compute exp of the entropy of the normalised singular values of the centred (N, Z) means.
 
     Roy & Vetterli 2007. 0 when all rows are equal.
     """
@@ -100,8 +124,10 @@ def effective_rank(mu: Tensor) -> float:
 
 
 def pairwise_similarities(mu: Tensor, limit: int = 2000) -> tuple[float, float, float]:
-    """Over pairs of different rows (at most the first `limit` rows): mean cosine, largest cosine,
-    mean Euclidean distance. Zeros for fewer than two rows."""
+    """Compare every pair of different rows among the first `limit` rows of mu, (N, Z).
+
+    -> mean cosine, largest cosine, mean Euclidean distance; zeros for fewer than two rows.
+    """
     mu = mu[:limit].double()
     rows = mu.shape[0]
     if rows < 2:
@@ -112,51 +138,19 @@ def pairwise_similarities(mu: Tensor, limit: int = 2000) -> tuple[float, float, 
     return float(cosine.mean()), float(cosine.max()), float(torch.pdist(mu).mean())
 
 
-class ActiveUnitsCounter:
-    """Active units over a stream of batches: a running two-pass variance (Chan et al. 1979)."""
-
-    def __init__(self, latent_dim: int, threshold: float = 0.01):
-        self.latent_dim, self.threshold = latent_dim, threshold
-        self.reset()
-
-    def reset(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(self.latent_dim, dtype=torch.float64)
-        self.square = torch.zeros(self.latent_dim, dtype=torch.float64)
-
-    def update(self, mu: Tensor) -> None:
-        """mu: (N, Z). Raises ValueError for another Z."""
-        if mu.dim() != 2 or mu.shape[1] != self.latent_dim:
-            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (rows, {self.latent_dim})")
-        mu = mu.detach().double().cpu()
-        rows = mu.shape[0]
-        if rows == 0:
-            return
-        total = self.count + rows
-        mean = mu.mean(0)
-        shift = mean - self.mean
-        self.square += (mu - mean).square().sum(0) + shift.square() * self.count * rows / total
-        self.mean += shift * rows / total
-        self.count = total
-
-    @property
-    def variance(self) -> Tensor:
-        """(Z,) fp64 with N-1; zeros before the second row."""
-        return self.square / (self.count - 1) if self.count > 1 else torch.zeros_like(self.square)
-
-    @property
-    def active_units(self) -> int:
-        return int((self.variance > self.threshold).sum())
-
-    @property
-    def active_unit_ratio(self) -> float:
-        return self.active_units / self.latent_dim
-
-
 @dataclass(frozen=True)
 class LatentSummary:
-    """Nats unless said otherwise. active_units: count by threshold. kl_per_dim, mu_variance: (Z,).
-    marginal_kl: KL(q(z) || p(z)) = mean KL - MI, from the lower estimate."""
+    """Hold everything that `LatentStatistics` computes; nats unless said otherwise.
+
+    rows: N.
+    active_units: active dimensions by threshold.
+    kl_total: mean over rows of KL(q(z|x) || N(0, I)); kl_per_dim (Z,): its parts.
+    mutual_information: I(x; z).
+    marginal_kl: KL(q(z) || p(z)) = mean KL - MI, from the lower estimate.
+    effective_rank: of the posterior means, 0 to Z.
+    mean_cosine, max_cosine, mean_distance: of pairs of posterior means.
+    mu_variance (Z,): over rows, with N-1.
+    """
 
     rows: int
     active_units: dict[float, int]
@@ -172,15 +166,15 @@ class LatentSummary:
 
 
 class LatentStatistics:
-    """Collects posteriors, then computes everything at once."""
+    """Collect posteriors, then compute everything at once. latent_dim: Z."""
 
-    def __init__(self, latent_dim: int):
+    def __init__(self, latent_dim: int) -> None:
         self.latent_dim = latent_dim
         self._mu: list[Tensor] = []
         self._logvar: list[Tensor] = []
 
     def update(self, mu: Tensor, logvar: Tensor) -> None:
-        """mu, logvar: (N, Z). Raises ValueError when the shapes differ or Z is another."""
+        """Add N posteriors: mu, logvar (N, Z). Raises ValueError for other shapes."""
         if mu.shape != logvar.shape or mu.dim() != 2 or mu.shape[1] != self.latent_dim:
             raise ValueError(
                 f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} must both be "
@@ -190,7 +184,11 @@ class LatentStatistics:
         self._logvar.append(logvar.detach().float().cpu())
 
     def compute(self, seed: int = 0) -> LatentSummary:
-        """seed: of the one z per row that the mutual information draws. ValueError if empty."""
+        """Compute the summary of all posteriors added so far.
+
+        seed: of the one z per row that the mutual information draws.
+        Raises ValueError when no posterior was added.
+        """
         if not self._mu:
             raise ValueError("no posterior was collected; call update first")
         mu, logvar = torch.cat(self._mu), torch.cat(self._logvar)
@@ -199,7 +197,7 @@ class LatentStatistics:
         mean_cosine, max_cosine, mean_distance = pairwise_similarities(mu)
         return LatentSummary(
             rows=len(mu),
-            active_units={t: int((variance > t).sum()) for t in AU_THRESHOLDS},
+            active_units={t: count_active(variance, t) for t in AU_THRESHOLDS},
             kl_total=float(per_dim.sum()),
             kl_per_dim=per_dim,
             mutual_information=information,

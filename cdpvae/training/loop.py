@@ -19,7 +19,7 @@ from cdpvae.batch import LossTerms, Posterior, StepPlan, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
 from cdpvae.data import Loader, StepBatch
-from cdpvae.data.augmentation import TextAugmenter
+from cdpvae.data.augmentation import PackedAugmenter
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.models.text_vae import VAEOutput
 from cdpvae.tasks.text_vae.schedule import Planner
@@ -99,7 +99,7 @@ class Trainer:
         planner: Planner,
         monitor: CollapseMonitor,
         interventions: AdaptiveInterventionScheduler,
-        augmenter: TextAugmenter | None,
+        augmenter: PackedAugmenter | None,
         checkpoints: CheckpointManager,
         telemetry: Telemetry,
         reporter,

@@ -10,7 +10,8 @@ import torch
 
 from cdpvae.batch import PackedText
 from cdpvae.config import AugmentationConfig
-from cdpvae.data.augmentation import TextAugmenter, span_start_probability
+from cdpvae.data.augmentation import span_start_probability
+from cdpvae.data.padding import TextAugmenter
 
 BOS, EOS, PAD, UNK = 1, 2, 3, 4
 SPECIAL = (BOS, EOS, PAD, UNK)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cdpvae.data import LlamaTokenizerWrapper, RowCountSampler, StepBatch
-from cdpvae.data.dataset import TokenColumn, _TokenDataset
+from cdpvae.data.dataset import TokenColumn, TokenDataset
 from cdpvae.preprocessing.formats.convert import convert
 from cdpvae.preprocessing.readers.source import Source
 from support.runs import REPOSITORY
@@ -20,12 +20,12 @@ SHARED = REPOSITORY.parent / "shared" / "data"
 TOKENIZER = SHARED / "tok_mistral_v1" / "tokenizer.model.v1"
 
 
-def make_dataset(rows: int) -> _TokenDataset:
+def make_dataset(rows: int) -> TokenDataset:
     """Row i is filled with the token i, at lengths that vary."""
     rng = np.random.default_rng(rows)
     lengths = rng.integers(2, 40, (2, rows)).tolist()
     columns = [TokenColumn.from_lists([[i] * n for i, n in enumerate(side)]) for side in lengths]
-    return _TokenDataset(*columns, "name", "fingerprint")
+    return TokenDataset(*columns, "name", "fingerprint")
 
 
 def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> RowCountSampler:

@@ -14,7 +14,7 @@ import torch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
 from cdpvae.data import LlamaTokenizerWrapper
-from cdpvae.data.augmentation import TextAugmenter
+from cdpvae.data.augmentation import PackedAugmenter
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.tasks.text_vae.loading import build_loader, evaluation_rows, open_data, planned_steps
@@ -125,11 +125,11 @@ def load_model(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> LlamaSof
     return model
 
 
-def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> TextAugmenter | None:
+def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> PackedAugmenter | None:
     if not settings.augmentation.augmentation_probability:
         return None
     tokens = tokenizer.special_tokens()
-    return TextAugmenter(
+    return PackedAugmenter(
         settings.augmentation,
         fill_id=tokens.unk,
         pad_id=tokens.pad,
