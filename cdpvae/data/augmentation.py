@@ -56,6 +56,7 @@ class PackedAugmenter:
         sample_index: (B,) int64, keys of the draws.
         """
         shuffled, masked = self.decide(text, sample_index, epoch)
+        # With UNK the borders of the rows stay.
         if self.fill_id is not None:
             ids = shuffled.masked_fill(masked, self.fill_id)
             return PackedText(ids, text.cu_seqlens, text.max_len)
@@ -141,10 +142,14 @@ class PackedAugmenter:
         window = self.config.shuffle_window
         if window < 2:
             return ids
+
+        # Give every content token a random key and the window it lies in.
         content = (~torch.isin(ids, self.special_ids.to(ids.device))).nonzero().squeeze(1)
         key = self._draw(Stream.AUGMENT_SHUFFLE, sample[content], epoch, position[content])
         group = row[content] * (int(position.max()) // window + 1) + position[content] // window
-        # Sorting by a random key inside each window permutes it uniformly.
+
+        # Sorting by a random key inside each window permutes it uniformly. The second sort is
+        # stable, so that it groups by window and keeps the order of the keys.
         by_key = key.argsort(stable=True)
         order = by_key[group[by_key].argsort(stable=True)]
         out = ids.clone()
@@ -163,6 +168,7 @@ def span_start_probability(expected_share: float, max_len: int) -> float:
     """
     if expected_share <= 0:
         return 0.0
+    # 60 halvings of [0, 1] go below the rounding of fp64.
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -24,6 +24,7 @@ def balance_step(tokens: np.ndarray, grad_accum: int, world_size: int) -> list[n
     -> grad_accum arrays (world_size, rows) int64 of indices into `tokens`.
     """
     micro_batches = []
+    # The sizes of the outer groups do not depend on the number of ranks, see above.
     for group in balance_rows(tokens, grad_accum):
         ranks = balance_rows(tokens[group], world_size)
         micro_batches.append(np.array([group[rank] for rank in ranks]))
@@ -82,6 +83,7 @@ def best_exchange(
     """
     if not len(other_rows):
         return None
+    # Every pair at once: what the heaviest group would lose, and the other one gain.
     moved = costs[heavy_rows][:, None] - costs[other_rows][None, :]
     heavier = np.maximum(heavy_sum - moved, other_sums + moved)
     i, j = np.unravel_index(int(heavier.argmin()), heavier.shape)

@@ -35,6 +35,7 @@ class VAECollator:
             raise ValueError(
                 f"{len(rows)} rows but {len(sample_index)} sample indices; give one index a row"
             )
+        # Both sides are packed alike; which response tokens are targets follows from the packing.
         instruction = _pack([row["instruction_ids"] for row in rows], "instruction_ids")
         response = _pack([row["response_ids"] for row in rows], "response_ids")
         return VAEBatch.build(
@@ -50,6 +51,7 @@ def _pack(rows: Sequence[Sequence[int] | np.ndarray], name: str) -> PackedText:
             f"{name}: cannot pack rows of lengths {lengths.tolist()}; a batch needs a row and "
             "every row a token"
         )
+    # Kernels want int32 borders; embeddings want int64 ids.
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=cu_seqlens[1:])
     ids = np.concatenate(rows).astype(np.int64)

@@ -150,6 +150,7 @@ class Loader(ABC, Generic[C]):
 
     def epoch(self) -> Iterator[StepBatch]:
         """Hand out what is left of this epoch; afterwards the position is in the next epoch."""
+        # The cursor moves to the next epoch with the last step of this one.
         current = self._cursor.epoch
         while self._cursor.epoch == current:
             yield self._next()
@@ -170,6 +171,7 @@ class Loader(ABC, Generic[C]):
             # Read through a copy: a thread that knows `self` would keep an abandoned loader alive.
             steps = copy.copy(self).steps_from(self._cursor)
             self._ahead = Prefetcher(steps, self._prefetch) if self._prefetch else steps
+        # The cursor moves with what is handed out, whatever has been built beyond it.
         try:
             step_batch, self._cursor = next(self._ahead)
         except BaseException:
@@ -228,6 +230,7 @@ class StepLoader(Loader[Position]):
         while True:
             epoch, step = cursor
             step_batch = self.build(epoch, step)
+            # Epochs may differ in their number of steps, so each is asked for its own.
             last = step + 1 == self.sampler.steps_in(epoch)
             cursor = Position(epoch + 1, 0) if last else Position(epoch, step + 1)
             yield step_batch, cursor
@@ -235,6 +238,7 @@ class StepLoader(Loader[Position]):
     def build(self, epoch: int, step_in_epoch: int) -> StepBatch:
         """Build the batch of one step; the position stays as it is."""
         chosen = self.sampler.step_rows(epoch, step_in_epoch)
+        # Read only the rows of this rank; the counts are those of all ranks.
         own = [rows[self.rank].tolist() for rows in chosen.micro_batches]
         return StepBatch(
             epoch,
@@ -261,6 +265,7 @@ class StepLoader(Loader[Position]):
         Under `batching: rows` the ranks and grad_accum may differ, the rows of a step may not.
         Raises ValueError when seed, size of a step or data differ: the order would be another.
         """
+        # Refuse before anything changes.
         check_identity(state, self.sampler.identity())
         epoch, step = int(state["epoch"]), int(state["step_in_epoch"])
         self._move_to(Position(epoch, step))
@@ -302,6 +307,7 @@ def evaluation_batches(
             f"rows_per_batch={rows_per_batch} must be at least 1 and rank={rank} in "
             f"0..{world_size - 1}"
         )
+    # Cut the rows into contiguous shares, then a share into batches.
     total = len(dataset) if limit is None else min(limit, len(dataset))
     start, stop = total * rank // world_size, total * (rank + 1) // world_size
     for first in range(start, stop, rows_per_batch):

@@ -41,9 +41,11 @@ class DynamicPaddingCollator:
 
         `sample_index` defaults to 0..B-1. Raises ValueError for a row above a fixed length.
         """
+        # Pack first, so that both collators refuse the same rows.
         index = range(len(rows)) if sample_index is None else sample_index
         batch = self._collate(rows, list(index))
         padded = batch.to_padded(self.pad_id)
+        # Widen the sides that have a fixed length.
         for side, length in self._fixed.items():
             if length is not None:
                 for key, fill in ((f"{side}_ids", self.pad_id), (f"{side}_mask", 0)):

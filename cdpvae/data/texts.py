@@ -26,6 +26,7 @@ class InstructionDataset(TokenDataset):
         wrapper: LlamaTokenizerWrapper,
         target: Literal["response", "reconstruction"] = "response",
     ) -> None:
+        # Read the examples once: an iterator is spent afterwards.
         pairs = [e if isinstance(e, Example) else Example(*e) for e in examples]
         pairs = [apply_target(pair, target) for pair in pairs]
         instruction = wrapper.encode_instructions([pair.instruction for pair in pairs])

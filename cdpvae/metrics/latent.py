@@ -118,6 +118,7 @@ def effective_rank(mu: Tensor) -> float:
     total = values.sum()
     if total <= 1e-12:
         return 0.0
+    # A singular value of 0 adds nothing to the entropy, but its logarithm is not finite.
     p = values / total
     p = p[p > 0]
     return float(torch.exp(-(p * p.log()).sum()))
@@ -132,6 +133,7 @@ def pairwise_similarities(mu: Tensor, limit: int = 2000) -> tuple[float, float, 
     rows = mu.shape[0]
     if rows < 2:
         return 0.0, 0.0, 0.0
+    # Each pair once: the triangle above the diagonal.
     unit = F.normalize(mu, dim=1)
     upper = torch.triu_indices(rows, rows, offset=1)
     cosine = (unit @ unit.T)[upper[0], upper[1]]
@@ -180,6 +182,7 @@ class LatentStatistics:
                 f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} must both be "
                 f"(rows, {self.latent_dim})"
             )
+        # Collected on the CPU: a split may not fit on the device beside the model.
         self._mu.append(mu.detach().float().cpu())
         self._logvar.append(logvar.detach().float().cpu())
 
@@ -192,6 +195,7 @@ class LatentStatistics:
         if not self._mu:
             raise ValueError("no posterior was collected; call update first")
         mu, logvar = torch.cat(self._mu), torch.cat(self._logvar)
+        # Compute first what several entries are made of.
         per_dim, variance = kl_per_dim(mu, logvar), mu_variance(mu)
         information = mutual_information(mu, logvar, seed=seed)
         mean_cosine, max_cosine, mean_distance = pairwise_similarities(mu)
