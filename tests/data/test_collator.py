@@ -10,6 +10,7 @@ ROWS = [
 ]
 
 
+# Rows as a caller writes them, and as a data set gives them.
 @pytest.mark.parametrize("make", [list, lambda ids: np.array(ids, dtype=np.int32)])
 def test_packing_loses_no_token(make):
     rows = [{name: make(ids) for name, ids in row.items()} for row in ROWS]
