@@ -19,7 +19,7 @@ from benchmarks.support.randomness import Draws
 from benchmarks.support.step_setup import Setup
 from cdpvae.batch import StepPlan, VAEBatch
 from cdpvae.data import VAECollator
-from cdpvae.data.augmentation import TextAugmenter
+from cdpvae.data.augmentation import PackedAugmenter
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.tasks.text_vae.module import TrainingModule
 from cdpvae.tasks.text_vae.setup import build_loss
@@ -60,7 +60,7 @@ class OurStep:
         self.module.train()
         self.collator = VAECollator()
         tokens = setup.tokens
-        self.augmenter = TextAugmenter(
+        self.augmenter = PackedAugmenter(
             settings.augmentation,
             fill_id=tokens.unk,
             pad_id=tokens.pad,

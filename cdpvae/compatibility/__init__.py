@@ -6,6 +6,7 @@ They stay importable from `cdpvae` and do what it says. Nothing else in the pack
 """
 
 from cdpvae.compatibility.collapse import AdaptiveInterventionScheduler, CollapseMonitor
+from cdpvae.compatibility.counter import ActiveUnitsCounter
 from cdpvae.compatibility.loss import (
     FreeBitsKL,
     InfoNCELoss,
@@ -13,20 +14,25 @@ from cdpvae.compatibility.loss import (
     SoftPromptVAELoss,
     compute_bow_loss,
 )
-from cdpvae.compatibility.metrics import ActiveUnitsCounter, LatentStatistics
+from cdpvae.compatibility.metrics import LatentStatistics
 from cdpvae.compatibility.output import LossTerms, StepPlan, VAEOutput, forward
+from cdpvae.compatibility.padding import DynamicPaddingCollator, TextAugmenter
+from cdpvae.compatibility.texts import InstructionDataset
 
 __all__ = [
     "ActiveUnitsCounter",
     "AdaptiveInterventionScheduler",
     "CollapseMonitor",
+    "DynamicPaddingCollator",
     "FreeBitsKL",
     "InfoNCELoss",
+    "InstructionDataset",
     "LatentStatistics",
     "LossTerms",
     "MomentumQueue",
     "SoftPromptVAELoss",
     "StepPlan",
+    "TextAugmenter",
     "VAEOutput",
     "compute_bow_loss",
     "forward",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdpvae.latents import MutualInformation
 from cdpvae.latents.gaussian import (
-    ACTIVE_VARIANCE,
+    count_active,
     kl_per_dim,
     mutual_information,
     variance_over_rows,
@@ -20,47 +20,6 @@ from cdpvae.latents.gaussian import (
 from cdpvae.metrics import effective_rank, pairwise_similarities
 
 AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
-
-
-class ActiveUnitsCounter:
-    """Active units over a stream of batches: a running two-pass variance (Chan et al. 1979)."""
-
-    def __init__(self, latent_dim: int, threshold: float = ACTIVE_VARIANCE):
-        self.latent_dim, self.threshold = latent_dim, threshold
-        self.reset()
-
-    def reset(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(self.latent_dim, dtype=torch.float64)
-        self.square = torch.zeros(self.latent_dim, dtype=torch.float64)
-
-    def update(self, mu: Tensor) -> None:
-        """mu: (N, Z). Raises ValueError for another Z."""
-        if mu.dim() != 2 or mu.shape[1] != self.latent_dim:
-            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (rows, {self.latent_dim})")
-        mu = mu.detach().double().cpu()
-        rows = mu.shape[0]
-        if rows == 0:
-            return
-        total = self.count + rows
-        mean = mu.mean(0)
-        shift = mean - self.mean
-        self.square += (mu - mean).square().sum(0) + shift.square() * self.count * rows / total
-        self.mean += shift * rows / total
-        self.count = total
-
-    @property
-    def variance(self) -> Tensor:
-        """(Z,) fp64 with N-1; zeros before the second row."""
-        return self.square / (self.count - 1) if self.count > 1 else torch.zeros_like(self.square)
-
-    @property
-    def active_units(self) -> int:
-        return int((self.variance > self.threshold).sum())
-
-    @property
-    def active_unit_ratio(self) -> float:
-        return self.active_units / self.latent_dim
 
 
 @dataclass(frozen=True)
@@ -109,7 +68,7 @@ class LatentStatistics:
         mean_cosine, max_cosine, mean_distance = pairwise_similarities(mu)
         return LatentSummary(
             rows=len(mu),
-            active_units={t: int((variance > t).sum()) for t in AU_THRESHOLDS},
+            active_units={t: count_active(variance, t) for t in AU_THRESHOLDS},
             kl_total=float(per_dim.sum()),
             kl_per_dim=per_dim,
             mutual_information=information,

@@ -17,7 +17,7 @@ from torch import Tensor
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.verdicts import Likelihoods, Verdict
 from cdpvae.latents import MutualInformation
-from cdpvae.latents.gaussian import variance_over_rows
+from cdpvae.latents.gaussian import count_active, variance_over_rows
 from cdpvae.metrics import effective_rank, pairwise_similarities
 
 # Variances above which a dimension counts as active; the first is that of Burda et al. 2016.
@@ -69,7 +69,7 @@ def measure_latents(opened: OpenedRun, rows: RowSelection) -> LatentFigures:
     mean_cosine, max_cosine, mean_distance = pairwise_similarities(vectors)
     return LatentFigures(
         rows=code.num_rows,
-        active_units={limit: int((variance > limit).sum()) for limit in AU_THRESHOLDS},
+        active_units={limit: count_active(variance, limit) for limit in AU_THRESHOLDS},
         rate_per_dim=torch.zeros(0) if rate is None else rate.flatten(1).mean(0),
         variance=variance,
         information=model.latent.information(code, seed=0),

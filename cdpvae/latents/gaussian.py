@@ -182,12 +182,17 @@ def variance_over_rows(mu_NZ: Tensor) -> Tensor:
     return mu_NZ.double().var(dim=0, unbiased=True)
 
 
-def active_units(mu_NZ: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
-    """Count dimensions whose posterior mean varies by more than `threshold`.
+def count_active(variance_Z: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
+    """Count dimensions whose posterior mean has a variance (Z,) above `threshold`.
 
     Burda et al. 2016, "Importance Weighted Autoencoders", section 5.2.
     """
-    return int((variance_over_rows(mu_NZ) > threshold).sum())
+    return int((variance_Z > threshold).sum())
+
+
+def active_units(mu_NZ: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
+    """Count dimensions whose posterior mean varies by more than `threshold` over rows."""
+    return count_active(variance_over_rows(mu_NZ), threshold)
 
 
 def log_density(z_MZ: Tensor, posterior: Posterior) -> Tensor:

@@ -64,23 +64,6 @@ def test_variance_survives_a_large_mean():
     exact = 0.2**2 * 200 / 199
     # fp32 spaces numbers near 1000 by 6e-5, an error of up to 3e-5 on an amplitude of 0.2.
     assert float(variance_over_rows(mu)) == pytest.approx(exact, rel=4e-4)
-    counter = ActiveUnitsCounter(1)
-    for batch in mu.split(7):
-        counter.update(batch)
-    assert counter.active_units == 1
-    assert float(counter.variance) == pytest.approx(float(variance_over_rows(mu)), rel=1e-9)
-
-
-# One row at a time, an uneven split, everything at once.
-@pytest.mark.parametrize("batch", [1, 7, 100])
-def test_counter_equals_the_whole_split(batch):
-    mu = torch.randn(100, 6, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 1, 6)
-    counter = ActiveUnitsCounter(6, threshold=0.05)
-    for rows in mu.split(batch):
-        counter.update(rows)
-    torch.testing.assert_close(counter.variance, mu.double().var(0), rtol=1e-12, atol=1e-15)
-    assert counter.active_units == active_units(mu, 0.05) > 0
-    assert counter.active_unit_ratio == counter.active_units / 6
 
 
 def test_kl_equals_the_divergence_of_torch_distributions():

@@ -103,12 +103,19 @@ def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWr
 
 
 def planned_steps(settings: Settings, loader: Loader) -> int:
-    """Optimizer steps of the whole schedule.
+    """Count the optimizer steps of the whole schedule.
 
     Under `batching: tokens` epochs may differ by a step or so; the first one counts.
+    Raises ValueError without max_steps where the loader does not know the length of an epoch.
     """
     training = settings.training
-    return training.max_steps or training.num_epochs * loader.steps_per_epoch
+    if training.max_steps is not None:
+        return training.max_steps
+    if loader.steps_per_epoch is None:
+        raise ValueError(
+            "max_steps is not set, and the length of an epoch is not known; set max_steps"
+        )
+    return training.num_epochs * loader.steps_per_epoch
 
 
 def evaluation_rows(

@@ -16,7 +16,7 @@ import torch
 from cdpvae.batch import StepSchedule, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
-from cdpvae.data import LlamaTokenizerWrapper, StepBatch, TextAugmenter
+from cdpvae.data import LlamaTokenizerWrapper, StepBatch, PackedAugmenter
 from cdpvae.loss import build_objective
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.models.text_vae.storage import current_name
@@ -153,7 +153,7 @@ def _preparation(
     augmenter = None
     if settings.augmentation.augmentation_probability:
         tokens = tokenizer.special_tokens()
-        augmenter = TextAugmenter(
+        augmenter = PackedAugmenter(
             settings.augmentation,
             fill_id=tokens.unk,
             pad_id=tokens.pad,
