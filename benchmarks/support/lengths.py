@@ -21,7 +21,8 @@ from pathlib import Path
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import DataConfig
 from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset
-from cdpvae.tiny_backbone import read_texts, train_tokenizer
+from cdpvae.sample.texts import read_texts
+from cdpvae.sample.tokenizer import train_tokenizer
 
 SHIPPED = Path(__file__).with_name("lengths.json")
 PLAIN_TOKENS = SpecialTokens(bos=1, eos=2, pad=0, unk=3, special=(0, 1, 2, 3))
