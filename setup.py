@@ -55,6 +55,7 @@ setup(
         "test": [
             "datasketch>=2.0",
             "hypothesis",
+            "mypy>=2.4",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

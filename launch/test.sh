@@ -14,7 +14,7 @@ if [ "${1:-}" = --all ]; then
     shift
 fi
 make_environment test
-ruff check .
+./launch/lint.sh
 for argument in "$@"; do
     [ "$argument" != -m ] || exec python -m pytest "$@"
 done
