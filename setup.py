@@ -27,6 +27,7 @@ setup(
     },
     # What lies beside the modules: JSON of settings and launches, and the mark of typed packages.
     package_data={"": ["*.json", "py.typed"], "cdpvae": ["configs/*.json"]},
+    # The oldest versions that are supported; constraints.txt has those that the tests prove.
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -50,6 +51,7 @@ setup(
         "ninja",
         "setuptools",
     ],
+    # test: what launch/test.sh installs. bench: what benchmarks compare with.
     extras_require={
         "gpu": ["triton>=3.6", "flash-attn"],
         "test": [

@@ -101,6 +101,7 @@ def train(options: CollapseOptions, interventions: bool) -> dict[str, Any]:
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "settings-in.json"
     config.write_text(json.dumps(settings(options, interventions), indent=2))
+    # torchrun's module, so that no script needs to be on the path.
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(options.ranks), "-m"]
     arguments = ["cdpvae.train", "--config", str(config), "--output-dir", str(directory / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -122,6 +123,7 @@ def row(options: CollapseOptions, without: dict[str, Any], with_: dict[str, Any]
     detected = next(
         (n + 1 for n, check in enumerate(without["checks"]) if check["is_collapsing"]), None
     )
+    # The last check records the weight that the interventions ended with.
     last = with_["checks"][-1]
     return {
         "date": date.today().isoformat(),

@@ -118,6 +118,7 @@ def build_all(
     setup: Setup, options: StepOptions
 ) -> tuple[dict[str, OurStep | NaiveStep], dict[str, Failure]]:
     """Build the variants by name, and say why others do not fit in memory beside them."""
+    # Ours must fit; the others may be too large for what is left.
     steps: dict[str, OurStep | NaiveStep] = {}
     failures: dict[str, Failure] = {}
     for name in options.only:
@@ -140,8 +141,10 @@ def parts(step: OurStep | NaiveStep, options: StepOptions) -> str:
 
 def speed_columns(timing: Timing, work: Sequence[StepBatch], setup: Setup) -> dict[str, float]:
     """Compute seconds, tokens without padding and MFU per optimizer step."""
+    # A measurement is all of `work`: tokens and FLOPs are added up over it.
     count = len(work)
     tokens = sum(batch.instruction_tokens + batch.response_tokens for batch in work)
+    # The peak of an unknown device is not guessed.
     on_cuda = setup.device.type == "cuda"
     peak = peak_flops(torch.cuda.get_device_name(setup.device)) if on_cuda else None
     flops = sum(useful_flops(batch, setup) for batch in work)
@@ -174,6 +177,7 @@ def phase_columns(
     step: OurStep | NaiveStep, work: Sequence[StepBatch], device: torch.device
 ) -> dict[str, float]:
     """Measure milliseconds per optimizer step by phase; "other" is what no phase covers."""
+    # The total is that of the same disturbed pass, so that the shares add up.
     clock = PhaseClock(device)
     with clock.watching(step.timed()):
         total = seconds_of(lambda: take_steps(step, work), device)
@@ -184,6 +188,7 @@ def phase_columns(
 
 def show(table: Sequence[dict[str, Any]]) -> None:
     """Print the rows, a line per column, with one value where all variants share it."""
+    # The columns in the order of their first appearance.
     for name in dict.fromkeys(key for row in table for key in row):
         values = [str(row.get(name, "")) for row in table]
         shown = values[:1] if len(set(values)) == 1 else values
@@ -202,6 +207,7 @@ def draw(path: Path, table: Sequence[dict[str, Any]], title: str) -> None:
     """Draw bars of speed, with p20 to p80, and of memory."""
     panels: dict[str, dict[str, tuple[float, float, float]]] = {}
     for row in (row for row in table if "tokens_per_second" in row):
+        # A slow step is a low speed: the percentiles change places.
         p50, low, high = (row[f"step_s_{p}"] for p in ("p50", "p80", "p20"))
         tokens = row["tokens_per_step"]
         panels.setdefault("non-padding tokens per second", {})[row["variant"]] = (

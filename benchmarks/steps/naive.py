@@ -87,6 +87,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, hidden_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Pool (B, L, D) -> (B, D); mask_BL is 0 at padding."""
+        # Every row asks with the same query; padding is never attended to.
         query = self.query.expand(hidden_BLD.shape[0], -1, -1)
         pooled, _ = self.attention(
             query, hidden_BLD, hidden_BLD, key_padding_mask=mask_BL == 0, need_weights=False
@@ -187,6 +188,7 @@ class NaiveVAE(nn.Module):
 
     def decode(self, prompts_BPD: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Compute the logits of every position, soft prompts included, (B, P + L, V)."""
+        # The prompts stand before the response, and every token attends to them.
         embeds = self.llama.get_input_embeddings()(ids)
         embeds = torch.cat((prompts_BPD.to(embeds.dtype), embeds), dim=1)
         prompt_mask = mask.new_ones(mask.shape[0], self.num_soft_tokens)
@@ -217,11 +219,13 @@ class NaiveStep:
 
     def forward(self, batch: PaddedBatch) -> Tensor:
         """Encode, sample z, decode, and add up the weighted terms."""
+        # The instruction becomes z, and z becomes soft prompts.
         model, loss = self.model, self.setup.settings.loss
         mu, logvar = model.encode(batch.instruction, batch.instruction_mask)
         z = self.reparameterize(mu, logvar, batch.noise_BZ)
         prompts = model.projector(z)
         logits = model.decode(prompts, batch.decoder_input, batch.response_mask)
+        # Each term by its weight; the view goes through the encoder once more.
         total = self.reconstruction(logits, batch.labels)
         total = total + loss.beta_max * self.kl(mu, logvar)
         total = total + loss.bow_weight * self.bag_of_words(model.bow_head(z), batch.labels)
@@ -272,6 +276,7 @@ class NaiveStep:
     def drop_words(self, input_ids: Tensor) -> Tensor:
         """Replace tokens by pad at random; the first token of a row stays."""
         rate = self.setup.settings.loss.word_dropout
+        # The draw of the description, token by token.
         keep = torch.bernoulli(torch.full_like(input_ids, 1.0 - rate, dtype=torch.float)).bool()
         keep[:, 0] = True
         return torch.where(keep, input_ids, self.setup.tokens.pad)
@@ -288,6 +293,7 @@ class NaiveStep:
                 for place in range(start, start + self.random.randint(1, config.span_max_len)):
                     if place < len(ids):
                         masked[place] = True
+        # Special tokens keep their meaning.
         pairs = zip(ids, masked, strict=True)
         return [fill if drop and token not in tokens.special else token for token, drop in pairs]
 
@@ -298,12 +304,14 @@ class NaiveStep:
 
         decoded (B, P + L, V): the logits that `decode` returns. labels (B, L).
         """
+        # The prompts' positions predict no token of the response.
         logits = decoded[:, -labels.shape[1] :]
         predicted = logits[:, :-1].reshape(-1, logits.shape[-1])
         return F.cross_entropy(predicted, labels[:, 1:].reshape(-1), ignore_index=IGNORE)
 
     def kl(self, mu: Tensor, logvar: Tensor) -> Tensor:
         """Compute the KL with free bits: clamped per dimension, averaged over dimensions."""
+        # The mean over rows is clamped, not each row.
         mu, logvar = mu.float(), logvar.float()
         kl_per_dim = (0.5 * (mu**2 + logvar.exp() - 1 - logvar)).mean(dim=0)
         clamped = kl_per_dim.clamp(min=self.setup.settings.loss.free_bits)
@@ -311,6 +319,7 @@ class NaiveStep:
 
     def bag_of_words(self, bow_logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the binary cross-entropy with multi-hot targets, filled row by row."""
+        # BOS, EOS and padding are no content.
         special = torch.tensor(self.setup.tokens.no_content, device=labels.device)
         target_ids = labels.masked_fill(torch.isin(labels, special), IGNORE)
         bow_target = torch.zeros(bow_logits.shape, device=bow_logits.device)
@@ -323,6 +332,7 @@ class NaiveStep:
         """Compute InfoNCE between mu and the view's mu; other rows are the negatives."""
         anchor, positive = F.normalize(mu.float(), dim=-1), F.normalize(mu_view.float(), dim=-1)
         sim = torch.mm(anchor, positive.T) / self.setup.settings.loss.temperature
+        # The positive goes first, and is masked among the negatives.
         own = torch.eye(len(sim), dtype=torch.bool, device=sim.device)
         candidates = torch.cat((sim.diag()[:, None], sim.masked_fill(own, float("-inf"))), dim=1)
         return F.cross_entropy(
@@ -341,6 +351,7 @@ class NaiveStep:
         self.optimizer = torch.optim.AdamW(
             self.trainable().values(), lr=training.learning_rate, weight_decay=training.weight_decay
         )
+        # Stock schedules, one after the other.
         warmup = int(total * training.warmup_ratio)
         cosine = CosineAnnealingLR(self.optimizer, total - warmup, eta_min=training.eta_min)
         rise = LinearLR(self.optimizer, start_factor=1 / warmup, total_iters=warmup)
@@ -367,6 +378,7 @@ class NaiveStep:
 
     def timed(self) -> list[Timed]:
         """List the calls that make up each phase."""
+        # A call inside another timed call counts for its own phase only.
         model = self.model
         heads = (model.pooling, model.encoder, model.projector, model.bow_head)
         terms = ("reconstruction", "kl", "bag_of_words", "infonce")

@@ -62,10 +62,11 @@ class OurStep:
         self.module = TrainingModule(
             model, build_loss(settings, world_size=1), settings.training.seed, world_size=1
         ).to(setup.device)
+        # Parameters only: the rotary frequencies stay fp32, as the engine keeps them.
         for parameter in self.module.parameters():
             parameter.data = parameter.data.to(setup.dtype)
         self.module.train()
-        # The data's way into the model.
+        # What `cdpvae.train` makes batches and views with.
         self.collator = VAECollator()
         tokens = setup.tokens
         self.augmenter = TextAugmenter(
@@ -88,9 +89,11 @@ class OurStep:
         # The keys of the draws are the training's: seed, stream, sample, epoch 0, position.
         latent = torch.arange(settings.model.latent_dim, device=batch.sample_index.device)
         seed = settings.training.seed
+        # The posterior's noise, by sample and dimension.
         noise = philox.normal(
             seed, philox.Stream.NOISE, batch.sample_index[:, None], 0, latent[None, :]
         )
+        # The response after word dropout, as the decoder reads it.
         dropped = word_dropout(
             batch.response.ids,
             batch.response.cu_seqlens,
@@ -112,6 +115,7 @@ class OurStep:
 
         The random draws of this variant are keyed, so `draws` changes nothing.
         """
+        # The mean over this micro-batch's own targets, whatever the step's accumulation.
         plan = self._plan(sum(len(row.response) - 1 for row in rows), with_view)
         accum = self.setup.settings.training.gradient_accumulation_steps
         plan = replace(plan, target_divisor=plan.target_divisor * accum)
@@ -125,6 +129,7 @@ class OurStep:
         """Make the optimizer and the schedule, inside DeepSpeed's engine or without it."""
         training = self.setup.settings.training
         if self.engine_name == "deepspeed":
+            # The engine builds the same optimizer and schedule around the module.
             from cdpvae.training.distributed import init_world
 
             engine = build_engine(self.module, training, TOTAL_STEPS, init_world())
@@ -156,6 +161,7 @@ class OurStep:
 
     def backward(self, loss: Tensor, micro_batches: int) -> None:
         """Add a micro-batch's gradients; with the last one the DeepSpeed engine also updates."""
+        # The engine divides by the number of micro-batches itself.
         if self.engine is None:
             (loss / micro_batches).backward()
             return
@@ -166,6 +172,7 @@ class OurStep:
         """Clip, step, move the schedule; the DeepSpeed engine did it with the last micro-batch."""
         if self.engine is not None:
             return
+        # The order of the engine: clip, update, schedule, clear.
         max_norm = self.setup.settings.training.max_grad_norm
         nn.utils.clip_grad_norm_(self.trainable().values(), max_norm)
         self.optimizer.step()
@@ -174,6 +181,7 @@ class OurStep:
 
     def timed(self) -> list[Timed]:
         """List the calls that make up each phase."""
+        # A call inside another timed call counts for its own phase only.
         model, backbone = self.model, self.model.backbone
         heads = [(head, "forward", "heads") for head in (model.pooling, model.encoder)]
         timed = [

@@ -52,6 +52,7 @@ def head_loss(device: torch.device) -> tuple[str, Callable[[Tensor, Tensor, Tens
 
     The function takes hidden (N, D), weight (V, D) and targets (N,), and returns the mean.
     """
+    # Liger's kernel is the fastest of them, but needs CUDA and is an extra package.
     if device.type == "cuda" and has("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -63,6 +64,7 @@ def head_loss(device: torch.device) -> tuple[str, Callable[[Tensor, Tensor, Tens
         return "F.linear_cross_entropy", lambda hidden, weight, targets: F.linear_cross_entropy(
             hidden, weight, targets, options=options
         )
+    # An older torch computes whole logits, of the predicting positions only.
     return "F.cross_entropy", lambda hidden, weight, targets: F.cross_entropy(
         F.linear(hidden, weight).float(), targets
     )
@@ -133,11 +135,13 @@ class StockStep(NaiveStep):
             view = F.pad(batch.view, (0, narrower), value=self.setup.tokens.pad)
             ids = torch.cat((ids, view))
             mask = torch.cat((mask, F.pad(batch.view_mask, (0, narrower))))
+        # One pass for both: the first rows are the anchors, the others their views.
         mu, logvar = model.encode(ids, mask)
         rows = len(batch.instruction)
         mu, mu_view, logvar = mu[:rows], mu[rows:], logvar[:rows]
         z = self.reparameterize(mu, logvar, batch.noise_BZ)
         hidden = model.decode(model.projector(z), batch.decoder_input, batch.response_mask)
+        # Each term by its weight, as in the naive step.
         total = self.reconstruction(hidden, batch.labels)
         total = total + loss.beta_max * self.kl(mu, logvar)
         total = total + loss.bow_weight * self.bag_of_words(model.bow_head(z), batch.labels)
@@ -150,6 +154,7 @@ class StockStep(NaiveStep):
 
         decoded (B, P + L, D): the hidden states that `decode` returns. labels (B, L).
         """
+        # The position before a token predicts it.
         targets = labels[:, 1:]
         predicts = targets != IGNORE
         predicting = decoded[:, -labels.shape[1] : -1][predicts]
@@ -158,6 +163,7 @@ class StockStep(NaiveStep):
 
     def bag_of_words(self, bow_logits: Tensor, labels: Tensor) -> Tensor:
         """Compute the binary cross-entropy with multi-hot targets, filled in one scatter."""
+        # BOS, EOS and padding are no content.
         special = torch.tensor(self.setup.tokens.no_content, device=labels.device)
         content = (labels != IGNORE) & ~torch.isin(labels, special)
         target = torch.zeros(bow_logits.shape, device=bow_logits.device)

@@ -122,10 +122,12 @@ def open_corpus(
     bounds: rows with lengths outside are left out, as preprocessing does.
     Raises ValueError for inputs that cannot be read or combined.
     """
+    # An option without effect is refused, not ignored.
     if lengths and data:
         raise ValueError("--lengths and --data: give one of them")
     if tokenizer and not lengths:
         raise ValueError(f"--tokenizer {tokenizer}: it has no effect without --lengths")
+    # The source, by what was given.
     if data:
         return _within(_processed(data), bounds)
     if lengths:
@@ -149,6 +151,7 @@ def _processed(directory: str) -> Corpus:
         Row(row["instruction_ids"], row["response_ids"], index)
         for index, row in enumerate(split[n] for n in range(len(split)))
     ]
+    # The special ids are those of the tokenizer that the data names.
     manifest = split.manifest["tokenizer"]
     tokens = LlamaTokenizerWrapper.from_pretrained(manifest["name"]).special_tokens()
     name = Path(manifest["name"]).name
@@ -164,6 +167,7 @@ def _tokenised(file: str, tokenizer: str | None, vocab_size: int) -> Corpus:
         size = min(vocab_size, max(SHIPPED_VOCABULARIES))
         wrapper = LlamaTokenizerWrapper(train_tokenizer(pairs, size, POSITIONS))
         name = f"a byte-level BPE of {len(wrapper)} tokens trained on it"
+    # Encoded as preprocessing does, special tokens included.
     instructions = wrapper.encode_instructions([pair[0] for pair in pairs])
     responses = wrapper.encode_responses([pair[1] for pair in pairs])
     rows = [Row(i, r, n) for n, (i, r) in enumerate(zip(instructions, responses, strict=True))]
@@ -190,6 +194,7 @@ def _shipped(vocab_size: int) -> Corpus:
 
 def measure(file: str) -> dict:
     """Measure one file of text -> the content of `lengths.json`."""
+    # For each vocabulary size the same number of rows that pass the default length bounds.
     pairs = {}
     for size in SHIPPED_VOCABULARIES:
         corpus = _within(_tokenised(file, None, size), DataConfig())

@@ -26,6 +26,7 @@ from benchmarks.support.timing import Failure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# What marks a child's result among the other lines of its output.
 RESULT_MARK = "benchmark-result: "
 KILLED = -9
 
@@ -133,6 +134,7 @@ def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> d
     A child that fails, is killed (on a CPU the sign of too little memory) or runs longer than
     `timeout` becomes a `Failure`, with its last line.
     """
+    # A fresh process starts from the same memory each time.
     command = [sys.executable, "-m", module, "--child", json.dumps(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:

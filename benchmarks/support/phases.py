@@ -34,6 +34,7 @@ class PhaseClock:
     @contextmanager
     def watching(self, timed: list[Timed]) -> Iterator[None]:
         """Time the calls of these methods on these objects inside the context."""
+        # An attribute of the instance hides the method of the class.
         for owner, name, phase in timed:
             setattr(owner, name, self._wrap(getattr(owner, name), phase))
         try:

@@ -47,9 +47,11 @@ def conditions(
 def commit() -> str:
     """Find the short hash of HEAD, with "+" where tracked files differ from it."""
     git = ["git", "-C", str(REPOSITORY)]
+    # A benchmark may run outside a repository, from an unpacked archive.
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     if head.returncode:
         return "unknown"
+    # Files that git does not track do not count.
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
     return head.stdout.strip() + ("+" if changed else "")
 
@@ -76,6 +78,7 @@ def device_name(device: torch.device) -> str:
 def append(path: Path, rows: Sequence[dict]) -> None:
     """Add rows to a CSV. A row stays empty in the columns that only other rows have."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # All columns in the order of their first appearance, so that old rows keep their places.
     every = [*(read(path) if path.exists() else []), *rows]
     columns = list(dict.fromkeys(name for row in every for name in row))
     # Write a new file and put it in the old one's place: a killed run loses no row.
@@ -98,6 +101,7 @@ def bars(path: Path, title: str, panels: dict[str, dict[str, tuple[float, float,
 
     panels: {"label [unit]": {variant: (low, value, high)}}; low and high draw the error bar.
     """
+    # Imported here: most benchmarks of a session draw nothing.
     import matplotlib
 
     matplotlib.use("Agg")

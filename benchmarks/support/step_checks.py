@@ -36,6 +36,7 @@ class Signature:
 
 def signature(step: OurStep | NaiveStep, rows: Sequence[Row], draws: Draws) -> Signature:
     """Run forward and backward with dropout at 0 and the given draws; leave no gradient behind."""
+    # Module dropout draws from torch's generator, in another order in each variant.
     with without_dropout(step.model):
         loss = step.loss(list(rows), True, draws)
         loss.backward()

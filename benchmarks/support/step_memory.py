@@ -32,6 +32,7 @@ MIB = 2**20
 
 def child(job: dict[str, Any]) -> None:
     """Measure one variant alone: bytes after loading, after a step on one row, and at the peak."""
+    # Load the variant, as the parent would.
     options = StepOptions(**job["options"])
     options.check()
     setup, corpus = open_setup(options)
@@ -55,6 +56,7 @@ def peak_memory(name: str, options: StepOptions) -> dict[str, int] | Failure:
 
 def ask_double(options: StepOptions) -> list[dict[str, Any]]:
     """Compare ours at twice the micro-batch with naive's peak -> a row each."""
+    # Ours gets twice the rows of naive.
     twice = dataclasses.replace(options, micro_batch=2 * options.micro_batch)
     asked = {"naive": options, "ours": twice}
     found = {name: peak_memory(name, of) for name, of in asked.items()}
@@ -97,6 +99,7 @@ def memory_columns(found: dict[str, int] | Failure | None) -> dict[str, Any]:
     """Convert bytes to the columns of a row, in MiB. None: memory was not measured."""
     if found is None:
         return {}
+    # A failure has no figures, but a reason.
     if isinstance(found, Failure):
         return {"status": found.reason}
     return {

@@ -16,6 +16,7 @@ from benchmarks.steps.stock import StockStep
 from benchmarks.support.lengths import Corpus, StepBatch, open_corpus, step_batches
 from benchmarks.support.step_setup import Setup, llama_for, make_setup, settings_for
 
+# The variants; "ours" comes first because the others are compared with it.
 NAMES = ("ours", "naive", "stock")
 
 
@@ -77,8 +78,10 @@ class StepOptions:
 
     def check(self) -> None:
         """Resolve what is "auto". Raises ValueError for options that do not go together."""
+        # Half of the steps compute the view.
         if self.steps < 2 or self.steps % 2:
             raise ValueError(f"steps={self.steps}: an even number, half of them with the view")
+        # The variants to time.
         if unknown := set(self.only) - set(NAMES):
             raise ValueError(f"only={sorted(unknown)}: the variants are {', '.join(NAMES)}")
         if "ours" not in self.only:
@@ -95,6 +98,7 @@ class StepOptions:
 
 def open_setup(options: StepOptions) -> tuple[Setup, Corpus]:
     """Open settings, data and weights: the same in every process for the same options."""
+    # Settings and dimensions are cheap and come first: they decide what the data must fit.
     settings = settings_for(
         options.shape,
         options.micro_batch,

@@ -57,6 +57,7 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, dict[str, Any]]]] = {
         {},
     ),
 }
+# Standard deviation of LoRA's B at the start; `make_setup` says why it is not 0.
 LORA_B_STD = 0.01
 TOTAL_STEPS = 1000  # of the learning rate's schedule; a benchmark takes only the first of them
 
@@ -85,6 +86,7 @@ class Setup:
 
     def new_llama(self, attention: str) -> LlamaForCausalLM:
         """Build a Llama over the shared frozen weights. attention: name of the implementation."""
+        # A copy, since the implementation is a field of the configuration.
         config = copy.deepcopy(self.llama)
         config._attn_implementation = attention
         llama = _build_llama(config, self.device, self.dtype)
@@ -96,6 +98,7 @@ class Setup:
 
         lora_owner: the module with PEFT's parameters. heads: by their names in `heads`.
         """
+        # LoRA by name: a name that differs would leave a weight at its own random start.
         own = dict(lora_owner.named_parameters())
         names = {name for name in own if "lora_" in name}
         assert names == self.lora.keys(), names ^ self.lora.keys()
@@ -118,6 +121,7 @@ def settings_for(
     checkpointing: activation checkpointing; None is the shape's own choice.
     seed: of weights and draws.
     """
+    # The shape's own settings, then what the command line asks for.
     groups = copy.deepcopy(SHAPES[shape][1])
     training = groups.setdefault("training", {})
     training |= {
@@ -175,6 +179,7 @@ def make_setup(
     for name, value in lora.items():
         if "lora_B" in name:
             nn.init.normal_(value, std=LORA_B_STD)
+    # Copies on the CPU: each variant takes its own to its device.
     return Setup(
         settings=settings,
         llama=llama,
@@ -191,6 +196,7 @@ def make_setup(
 
 
 def _build_llama(config: LlamaConfig, device: torch.device, dtype: torch.dtype) -> LlamaForCausalLM:
+    # Built in its dtype from the start: an 8B in fp32 would take twice the memory.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

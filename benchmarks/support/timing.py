@@ -33,6 +33,7 @@ class Timing:
         if len(seconds) == 1:
             [only] = seconds
             return cls(only, only, only, 1)
+        # Deciles: the second, the fifth and the eighth.
         cuts = quantiles(seconds, n=10, method="inclusive")
         return cls(cuts[1], cuts[4], cuts[7], len(seconds))
 
@@ -56,6 +57,7 @@ class Failure:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Recognise CUDA's error by its type, and the CPU allocator's by its text."""
+    # A RuntimeError can be anything: only its text says that memory was short.
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -130,6 +132,7 @@ def interleaved(
                 del error
                 release(device)
                 continue
+            # Warm-up rounds load code and fill caches; their times are not kept.
             if number >= warmup:
                 seconds[name].append(taken)
     timings = {name: Timing.of(seconds[name]) for name in names if name not in failures}

@@ -35,6 +35,7 @@ WARMUP_STEPS_SHARE = 10  # the warm-up takes one step in so many
 LEARNING_RATE_FLOOR = 0.1  # the last factor of the learning rate
 
 
+# The command parses these; tests and benchmarks give them directly.
 @dataclasses.dataclass
 class BackboneOptions:
     """Text in, Hugging Face directory out."""
@@ -79,6 +80,7 @@ class BackboneOptions:
         for name in ("input", "output"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is missing")
+        # Fewer than two tokens predict nothing.
         for name, low in (("steps", 1), ("batch_size", 1), ("max_length", 2), ("layers", 1)):
             if getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {low}")
@@ -175,6 +177,7 @@ def batches(
     """Draw random batches for endless epochs; rows of similar length share a batch."""
     rng = random.Random(seed)
     while True:
+        # Every epoch shows each sequence once.
         order = rng.sample(sequences, len(sequences))
         groups = []
         # Sorting within pools keeps padding small without fixing who meets whom.
@@ -191,6 +194,7 @@ def token_nll(model: LlamaForCausalLM, batch: Sequence[TokenSequence]) -> Tensor
     It is 0 at padding, which stands on the right, where a causal model does not see it from any
     real token.
     """
+    # Labels are the ids one position later; a label that is skipped has an NLL of 0.
     width = max(len(sequence.ids) for sequence in batch)
     pad = model.config.pad_token_id
     ids = torch.tensor([s.ids + [pad] * (width - len(s.ids)) for s in batch])
@@ -252,6 +256,7 @@ def evaluate(
 
     The keys are those of `training.json`. sequences: held-out text, at least one.
     """
+    # Sums first, so that a short last batch does not weigh more.
     model.eval()
     total = tail = 0.0
     for low in range(0, len(sequences), batch_size):

@@ -173,6 +173,7 @@ class SampleSpec:
             {name: f[name] is not None and f[name] == truth[name] for name in self.attributes}
             for f, truth in zip(found, truths, strict=True)
         ]
+        # `all` counts the texts in which every attribute is right.
         scores = {name: sum(r[name] for r in right) / len(right) for name in self.attributes}
         return {**scores, "all": sum(all(r.values()) for r in right) / len(right)}
 
@@ -184,6 +185,7 @@ class SampleSpec:
     @classmethod
     def load(cls, path: str | Path) -> SampleSpec:
         """Read `attributes.json`. Raises ValueError when it is not such a file."""
+        # Whatever the file holds instead, the message is one line that names it.
         try:
             attributes = json.loads(Path(path).read_text())["attributes"]
             return cls({name: tuple(values) for name, values in attributes.items()})
@@ -206,6 +208,7 @@ def is_held_out(combination: Sequence[int]) -> bool:
 
     combination: one value number per attribute, in the order of ATTRIBUTES.
     """
+    # Summing numbers holds out triples, and leaves every pair of values in training.
     names = list(ATTRIBUTES)
     return sum(combination[names.index(name)] for name in HELD_OUT) % HELD_OUT_MODULUS == 0
 

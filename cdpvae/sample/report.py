@@ -58,10 +58,12 @@ class SampleReport:
 
     def lines(self) -> list[str]:
         """Format the table, a line per measure, with the likelihoods below."""
+        # Measures with a bound first.
         shown = [f"{'held-out combinations':<40}{'value':>9}  {'at least':>8}"]
         for name, measure in self.measures.items():
             mark = "ok" if measure.reached else "MISSED"
             shown.append(f"{name:<40}{measure.value:>9.2f}  {measure.at_least:>8.1f}  {mark}")
+        # Likelihoods have no bound; the decoder without z is what to compare them with.
         shown.append(f"{'NLL from z~q, nats/sequence':<40}{self.nll_q:>9.2f}")
         shown.append(f"{'negative ELBO, nats/sequence':<40}{self.neg_elbo:>9.2f}")
         if self.baseline_nll is not None:
@@ -86,6 +88,7 @@ def judge_run(
     of `check_latents`. attributes_file: `attributes.json` of `sample_data`. Raises ValueError for
     files that are missing or hold no generated text.
     """
+    # Read all files before anything is computed: a missing file is named at once.
     reconstruction = _read(reconstruction_file, "--reconstruction")
     latents = _read(latents_file, "--latents")
     spec = SampleSpec.load(_existing(attributes_file, "--attributes"))
@@ -114,6 +117,7 @@ def judge_run(
 
 def active_ratio(latents: Mapping[str, Any]) -> float:
     """Compute the share of active units at the first threshold that `check_latents` reports."""
+    # The lowest threshold comes first among the verdicts.
     values = {v["name"]: v["value"] for v in latents["verdicts"]}
     units = next(value for name, value in values.items() if name.startswith("active units"))
     return units / len(latents["kl_per_dim"])
@@ -126,6 +130,7 @@ def attribute_accuracy(spec: SampleSpec, texts: Sequence[Mapping[str, Any]]) -> 
     """
     if not texts:
         raise ValueError("--reconstruction holds no generated text; raise its --num-samples")
+    # The truth is read off the reference by the same rules as the answer.
     truths = [spec.attributes_of(text["reference"]) for text in texts]
     scores = spec.accuracy([text["generated"][SCORED_SOURCE] for text in texts], truths)
     return {name: scores[name] for name in spec.attributes}

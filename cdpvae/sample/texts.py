@@ -35,6 +35,7 @@ def read_texts(source: str) -> tuple[list[Text], dict[str, int]]:
     source: file or hub id. Raises ValueError for an input that cannot be read or has fewer than
     two usable records.
     """
+    # Skipped records are counted by reason, and training goes on without them.
     texts: list[Text] = []
     skipped: dict[str, int] = {}
     for record in Source.parse(source).records():
@@ -62,6 +63,7 @@ def split_texts(texts: Sequence[Text], seed: int) -> tuple[list[Parts], list[Par
     At most VALIDATION_ROWS validation texts are kept. Raises ValueError when no text is left to
     train on.
     """
+    # One marked record is enough: the data then says itself what is held out.
     if any(text.split == "validation" for text in texts):
         train = [text.parts for text in texts if text.split != "validation"]
         held_out = [text.parts for text in texts if text.split == "validation"]
