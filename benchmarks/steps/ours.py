@@ -85,11 +85,9 @@ class OurStep:
     def draws(self, rows: list[Row]) -> Draws:
         """Repeat what this step draws at random for these rows, for other variants to use."""
         settings, batch = self.setup.settings, self.collate(rows, with_view=True)
-        assert batch.augmented is not None
-        # The keys of the draws are the training's: seed, stream, sample, epoch 0, position.
         latent = torch.arange(settings.model.latent_dim, device=batch.sample_index.device)
         seed = settings.training.seed
-        # The posterior's noise, by sample and dimension.
+        # The posterior's noise, with the training's keys: seed, stream, sample, epoch 0, dimension.
         noise = philox.normal(
             seed, philox.Stream.NOISE, batch.sample_index[:, None], 0, latent[None, :]
         )
@@ -104,6 +102,7 @@ class OurStep:
             epoch=0,
         )
         lengths = batch.response.lengths.tolist()
+        assert batch.augmented is not None
         return Draws(
             noise_BZ=noise,
             response_inputs=[ids.tolist() for ids in dropped.split(lengths)],

@@ -52,7 +52,7 @@ def head_loss(device: torch.device) -> tuple[str, Callable[[Tensor, Tensor, Tens
 
     The function takes hidden (N, D), weight (V, D) and targets (N,), and returns the mean.
     """
-    # Liger's kernel is the fastest of them, but needs CUDA and is an extra package.
+    # Liger's kernel where it can run: on CUDA, and where the extra package is installed.
     if device.type == "cuda" and has("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
