@@ -22,7 +22,9 @@ from cdpvae.config import TrainingConfig
 from cdpvae.training.distributed import World
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+# Inside the package in a wheel, at the top of the repository in a checkout.
+_PLACES = [Path(__file__).resolve().parents[level] / "ds_configs" for level in (1, 2)]
+DS_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[-1])
 
 
 class Engine(Protocol):

@@ -8,20 +8,18 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cdpvae import tiny_backbone
-from cdpvae.sample_data import make_pairs
-from cdpvae.tiny_backbone import (
+from cdpvae.sample.backbone import (
     BackboneOptions,
-    Text,
-    TokenSequence,
     batches,
     build_model,
+    evaluate,
     learning_rate_factor,
     make_backbone,
-    read_texts,
-    split_texts,
     token_nll,
-    train_tokenizer,
 )
+from cdpvae.sample.pairs import make_pairs
+from cdpvae.sample.texts import Text, read_texts, split_texts
+from cdpvae.sample.tokenizer import TokenSequence, encode, train_tokenizer
 
 SMALL = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 400, "steps": 30, "batch_size": 16}
 SMALL |= {"learning_rate": 1e-2}
@@ -241,8 +239,8 @@ def test_untrained_model_is_near_uniform(pairs_file):
     tokenizer = train_tokenizer(train, 400, 64)
     torch.manual_seed(0)
     model = build_model(BackboneOptions(**SMALL), tokenizer)
-    rows = tiny_backbone.encode(tokenizer, held_out, 64)
-    record = tiny_backbone.evaluate(model, rows, batch_size=8)
+    rows = encode(tokenizer, held_out, 64)
+    record = evaluate(model, rows, batch_size=8)
     assert record["validation_nll_per_token"] == pytest.approx(math.log(len(tokenizer)), abs=0.3)
 
 
