@@ -15,7 +15,7 @@ setup(
     packages=find_packages(include=["cdpvae", "cdpvae.*"])
     + find_packages(where="kernels", include=["cdpvae_kernels", "cdpvae_kernels.*"]),
     package_dir={"cdpvae": "cdpvae", "cdpvae_kernels": "kernels/cdpvae_kernels"},
-    package_data={"cdpvae": ["configs/*.json"], "cdpvae_kernels": ["*.json"]},
+    package_data={"cdpvae": ["configs/*.json"], "cdpvae_kernels": ["common/*.json"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",

@@ -12,8 +12,9 @@ valid ones.
 """
 
 from cdpvae_kernels import philox
-from cdpvae_kernels.bow_bce import bow_bce, bow_categorical
-from cdpvae_kernels.dispatch import describe
+from cdpvae_kernels.bag_of_words import bow_bce, bow_categorical
+from cdpvae_kernels.common.checks import check_range, has_values
+from cdpvae_kernels.common.dispatch import describe
 from cdpvae_kernels.linear_cross_entropy import Stats, linear_cross_entropy
 from cdpvae_kernels.philox import Stream
 from cdpvae_kernels.prefixed_embedding import prefixed_embedding, prefixed_rows
@@ -24,7 +25,9 @@ __all__ = [
     "Stream",
     "bow_bce",
     "bow_categorical",
+    "check_range",
     "describe",
+    "has_values",
     "linear_cross_entropy",
     "philox",
     "prefixed_embedding",

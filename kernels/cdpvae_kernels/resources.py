@@ -60,10 +60,10 @@ def measure(arch: str) -> list[Usage]:
 
 def specializations() -> dict:
     """All of them, by a name that tells the operation, the kernel and the variant."""
-    from cdpvae_kernels import triton_kernels
+    from cdpvae_kernels.common.tuning import tuning_modules
 
     found = {}
-    for module in triton_kernels.modules():
+    for module in tuning_modules():
         found |= module.specializations()
     return found
 
@@ -73,7 +73,7 @@ def _compile(name: str, spec, arch: str) -> Usage:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from cdpvae_kernels.launch_configs import SHIPPED, read_table
+    from cdpvae_kernels.common.launch_configs import SHIPPED, read_table
 
     table = read_table(SHIPPED)
     config = table.get(arch, table["default"])[spec.config]

@@ -24,15 +24,14 @@ from pathlib import Path
 
 import torch
 
-from cdpvae_kernels import triton_kernels
-from cdpvae_kernels.launch_configs import (
+from cdpvae_kernels.common.launch_configs import (
     LaunchConfig,
     Table,
     launch_config,
     read_table,
     user_table_path,
 )
-from cdpvae_kernels.triton_kernels.runtime import Shapes, Tunable
+from cdpvae_kernels.common.tuning import Shapes, Tunable, tuning_modules
 
 LEAST_GAIN = 0.02
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -140,7 +139,7 @@ def write(choices: Sequence[Choice], device_name: str, path: Path) -> None:
 
 def find_tunables(shapes: Shapes, device: torch.device, only: Sequence[str]) -> list[Tunable]:
     """Those whose name starts with one of `only`; all without. Raises ValueError for no match."""
-    found = [t for module in triton_kernels.modules() for t in module.tunables(shapes, device)]
+    found = [t for module in tuning_modules() for t in module.tunables(shapes, device)]
     chosen = [t for t in found if not only or any(t.config.startswith(name) for name in only)]
     if not chosen:
         known = ", ".join(sorted({t.config for t in found}))

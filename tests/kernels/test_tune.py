@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from cdpvae_kernels import launch_configs, tune
-from cdpvae_kernels.launch_configs import launch_config, read_table
-from cdpvae_kernels.triton_kernels.runtime import Shapes, Tunable
+from cdpvae_kernels import tune
+from cdpvae_kernels.common import launch_configs
+from cdpvae_kernels.common.launch_configs import launch_config, read_table
+from cdpvae_kernels.common.tuning import Shapes, Tunable
 from support.triton import DEVICE
 
 SMALL = Shapes(

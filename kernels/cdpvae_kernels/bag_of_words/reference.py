@@ -1,0 +1,42 @@
+"""The definitions of the bag-of-words losses in plain PyTorch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cdpvae_kernels.common.packing import sequence_of
+
+
+def bow_bce(
+    z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor, reduction: str
+) -> Tensor:
+    """See `bow_bce.bow_bce`."""
+    logits_BV = _bow_logits(z, weight, bias)
+    present_BV = torch.zeros_like(logits_BV)
+    present_BV.view(-1).index_fill_(0, _flat_cells(ids, cu_seqlens, weight.shape[0]), 1.0)
+    total = F.binary_cross_entropy_with_logits(logits_BV, present_BV, reduction="sum")
+    return total / max(logits_BV.numel(), 1) if reduction == "mean" else total
+
+
+def bow_categorical(
+    z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor
+) -> Tensor:
+    """See `bow_bce.bow_categorical`."""
+    log_p_BV = _bow_logits(z, weight, bias).log_softmax(dim=-1)
+    counts_BV = torch.zeros_like(log_p_BV)
+    cells = _flat_cells(ids, cu_seqlens, weight.shape[0])
+    counts_BV.view(-1).index_add_(0, cells, counts_BV.new_ones(ids.numel()))
+    lengths_B = cu_seqlens.diff().clamp(min=1).to(log_p_BV.dtype)
+    per_row_B = -(counts_BV * log_p_BV).sum(dim=-1) / lengths_B
+    return per_row_B.sum() / max(z.shape[0], 1)
+
+
+def _bow_logits(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    doubles = torch.float64 in (z.dtype, weight.dtype, bias.dtype)
+    dtype = torch.float64 if doubles else torch.float32
+    return F.linear(z.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
+def _flat_cells(ids: Tensor, cu_seqlens: Tensor, vocab: int) -> Tensor:
+    tokens = torch.arange(ids.numel(), device=ids.device)
+    return sequence_of(tokens, cu_seqlens) * vocab + ids

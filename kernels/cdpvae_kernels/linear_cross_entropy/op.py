@@ -1,0 +1,273 @@
+"""Cross-entropy of a linear head without ever holding the logits whole.
+
+Shapes: `T` packed positions, `N` target positions, `M` valid ones among them, `D` hidden,
+`V` vocabulary.
+
+The logits of one row of Llama-3.1 take 0.5 MB in fp32, those of a batch gigabytes. Here a chunk of
+rows at a time goes through the head, its loss and the gradient of its hidden states, and only the
+latter, (M, D), is kept for the backward pass.
+
+`torch.compile` and FakeTensor see one operator, `cdpvae_kernels::linear_cross_entropy`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cdpvae_kernels.common.checks import (
+    FLOATS,
+    INTEGERS,
+    check_range,
+    check_tensor,
+    has_values,
+    readable,
+)
+from cdpvae_kernels.common.dispatch import choose_name, from_triton
+from cdpvae_kernels.common.matmul import accumulation_dtype
+from cdpvae_kernels.linear_cross_entropy import reference, tiled
+
+_IMPLEMENTATIONS = {
+    "reference": reference.linear_cross_entropy,
+    "tiled": tiled.linear_cross_entropy,
+    "triton": from_triton("linear_cross_entropy", "linear_cross_entropy"),
+}
+
+
+class Stats(NamedTuple):
+    """Per position, without gradient, 0 where ignored; fp32 (fp64 for fp64 inputs), in nats."""
+
+    nll: Tensor  # (N,) -log p(target), without the z-loss
+    lse: Tensor  # (N,) log of the sum of exp(logits)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    rows: Tensor | None = None,
+    divisor: float | Tensor | None = None,
+    ignore_index: int | None = -100,
+    chunk_bytes: int | None = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    return_stats: bool = False,
+    impl: str | None = None,
+) -> Tensor | tuple[Tensor, Stats]:
+    """Sum over valid positions of -log softmax(hidden W^T)[target], divided by `divisor`.
+
+    hidden: (T, D) float. weight: (V, D), dtype of `hidden`.
+    targets: (T,) int64 or int32; with `rows` (N,), int64 or int32, targets is (N,) and rows[i] is
+    the row of `hidden` that predicts targets[i]; a row may occur more than once.
+    divisor: a positive number or a 0-d tensor; the number of valid targets if None.
+    ignore_index: the target that marks a position as not valid. None says that all are valid,
+    which on a GPU saves the host a wait for the device.
+    chunk_bytes: budget of the logits held at a time (at least one row); None picks by device.
+    z_loss: adds z_loss * lse^2 per position inside the same sum.
+    softcap: the logits become softcap * tanh(logits / softcap).
+    Returns a scalar fp32 (fp64 for fp64 inputs), or (scalar, `Stats`). Logits and reductions are in
+    that dtype. For bf16 and fp16 inputs on a GPU, p - onehot is rounded to the input dtype before
+    it is multiplied with the weight; gradients have the dtype of their tensors.
+    Differentiable once in `hidden`, and in `weight` if it requires a gradient.
+    With no valid position the loss is exactly 0 and so are the gradients, whatever the divisor.
+    Raises ValueError for wrong shapes or dtypes, targets or rows out of range, and settings
+    outside their rules.
+    """
+    _check_tensors(hidden, weight, targets, rows, ignore_index)
+    _check_settings(chunk_bytes, z_loss, softcap)
+    name = choose_name("linear_cross_entropy", impl, hidden.device, _IMPLEMENTATIONS, hidden.dtype)
+    kept = _valid_positions(targets, ignore_index)
+    num_positions = targets.numel()
+    if kept is not None:
+        targets = targets.index_select(0, kept)
+        rows = kept if rows is None else rows.index_select(0, kept)
+    grad = torch.is_grad_enabled()
+    loss, nll, lse, _, _ = _operator(
+        hidden,
+        weight,
+        targets.to(torch.int64),
+        None if rows is None else rows.to(torch.int64),
+        _scale(divisor, targets.numel(), hidden),
+        chunk_bytes,
+        z_loss,
+        softcap,
+        grad and hidden.requires_grad,
+        grad and weight.requires_grad,
+        name,
+    )
+    if not return_stats:
+        return loss
+    nll, lse = nll.detach(), lse.detach()
+    return loss, Stats(_spread(nll, kept, num_positions), _spread(lse, kept, num_positions))
+
+
+@torch.library.custom_op("cdpvae_kernels::linear_cross_entropy", mutates_args=())
+def _operator(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows: Tensor | None,
+    scale: Tensor,
+    chunk_bytes: int | None,
+    z_loss: float,
+    softcap: float | None,
+    want_hidden: bool,
+    want_weight: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss (), nll (M,), lse (M,), gradient of the rows (M, D), of the weight (V, D)).
+
+    A gradient that is not wanted is empty: an operator cannot return None.
+    """
+    nll, lse, grad_rows, grad_weight = _IMPLEMENTATIONS[impl](
+        hidden,
+        weight,
+        targets,
+        rows,
+        scale,
+        chunk_bytes,
+        z_loss,
+        softcap,
+        want_hidden,
+        want_weight,
+    )
+    total = nll.sum() if z_loss == 0.0 else (nll + z_loss * lse.square()).sum()
+    loss = (total * scale).to(nll.dtype)
+    grads = (hidden.new_empty(0, 0) if g is None else g for g in (grad_rows, grad_weight))
+    return loss, nll, lse, *grads
+
+
+@_operator.register_fake
+def _(
+    hidden,
+    weight,
+    targets,
+    rows,
+    scale,
+    chunk_bytes,
+    z_loss,
+    softcap,
+    want_hidden,
+    want_weight,
+    impl,
+):
+    dtype = accumulation_dtype(hidden.dtype)
+    nll, lse = (targets.new_empty(targets.shape, dtype=dtype) for _ in "nl")
+    grad_shape = (targets.shape[0], hidden.shape[1]) if want_hidden else (0, 0)
+    grad_weight = torch.empty_like(weight) if want_weight else hidden.new_empty(0, 0)
+    return nll.new_empty(()), nll, lse, hidden.new_empty(grad_shape), grad_weight
+
+
+def _save(ctx, inputs, output) -> None:
+    hidden, _, _, rows, *_ = inputs
+    loss, nll, lse, grad_rows, grad_weight = output
+    ctx.num_rows = hidden.shape[0]
+    ctx.want_hidden, ctx.want_weight = inputs[8], inputs[9]
+    ctx.mark_non_differentiable(nll, lse, grad_rows, grad_weight)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(rows, grad_rows, grad_weight)
+
+
+def _backward(ctx, grad_loss, *_) -> tuple:
+    hidden = weight = None
+    if grad_loss is not None:
+        rows, grad_rows, grad_weight = ctx.saved_tensors
+        if ctx.want_hidden:
+            hidden = _scaled_gradient(grad_rows, grad_loss, rows, ctx.num_rows)
+        if ctx.want_weight:
+            weight = _scaled_gradient(grad_weight, grad_loss, None, grad_weight.shape[0])
+    return (hidden, weight, *(None,) * 9)
+
+
+_operator.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("cdpvae_kernels::scaled_gradient", mutates_args=())
+def _scaled_gradient(
+    gradient: Tensor, upstream: Tensor, rows: Tensor | None, num_rows: int
+) -> Tensor:
+    """upstream * gradient, its rows at `rows` of (num_rows, D) where given.
+
+    An operator without a derivative: a second differentiation is an error, never a wrong number.
+    Not in place: a graph that is kept may run its backward again.
+    """
+    # The product keeps the gradient's dtype: fp32 upstream of a bf16 gradient has no dimensions.
+    scaled = gradient * upstream
+    return scaled if rows is None else reference.scatter_rows(scaled, rows, num_rows)
+
+
+@_scaled_gradient.register_fake
+def _(gradient, upstream, rows, num_rows):
+    return gradient.new_empty(gradient.shape if rows is None else (num_rows, gradient.shape[1]))
+
+
+def _check_tensors(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int | None
+) -> None:
+    check_tensor("hidden", hidden, ("T", "D"), FLOATS)
+    check_tensor("weight", weight, ("V", hidden.shape[1]), (hidden.dtype,))
+    if rows is None:
+        check_tensor("targets", targets, (hidden.shape[0],), INTEGERS)
+    else:
+        check_tensor("rows", rows, ("N",), INTEGERS)
+        check_range("rows", rows, 0, hidden.shape[0])
+        check_tensor("targets", targets, (rows.shape[0],), INTEGERS)
+    if ignore_index is None:
+        check_range("targets", targets, 0, weight.shape[0])
+    elif readable(targets):
+        valid = targets[targets != ignore_index]
+        check_range(f"targets (ignore_index={ignore_index})", valid, 0, weight.shape[0])
+
+
+def _check_settings(chunk_bytes: int | None, z_loss: float, softcap: float | None) -> None:
+    if chunk_bytes is not None and chunk_bytes <= 0:
+        raise ValueError(f"chunk_bytes={chunk_bytes}; it must be positive, or None")
+    if not (z_loss >= 0.0 and math.isfinite(z_loss)):
+        raise ValueError(f"z_loss={z_loss}; it must be finite and at least 0")
+    if softcap is not None and not (softcap > 0.0 and math.isfinite(softcap)):
+        raise ValueError(f"softcap={softcap}; it must be finite and positive, or None")
+
+
+def _valid_positions(targets: Tensor, ignore_index: int | None) -> Tensor | None:
+    """Indices (M,) of the valid targets, or None when all of them are valid.
+
+    Without data (shape propagation) how many are valid is unknown: all are taken.
+    """
+    if ignore_index is None or not has_values(targets):
+        return None
+    kept = (targets != ignore_index).nonzero().squeeze(1)
+    return None if kept.numel() == targets.numel() else kept
+
+
+def _scale(divisor: float | Tensor | None, num_valid: int, hidden: Tensor) -> Tensor:
+    """1 / divisor as a 0-d tensor, and 0 where nothing is valid (0 / 0 would be NaN)."""
+    if isinstance(divisor, Tensor):
+        if divisor.dim() != 0:
+            raise ValueError(
+                f"divisor has shape {tuple(divisor.shape)}; it must be a number or a 0-d tensor"
+            )
+        if not readable(divisor):
+            scale = divisor.detach().to(torch.float64).reciprocal()
+            return scale if num_valid else torch.zeros_like(scale)
+        divisor = divisor.item()
+    value = 0.0
+    if num_valid:
+        divisor = num_valid if divisor is None else divisor
+        if not (divisor > 0 and math.isfinite(divisor)):
+            raise ValueError(
+                f"divisor={divisor} with {num_valid} valid targets; it must be finite and "
+                "positive, or None for the number of valid targets"
+            )
+        value = 1.0 / divisor
+    # Filled on the device: a copy from the host would wait for it.
+    return torch.full((), value, dtype=torch.float64, device=hidden.device)
+
+
+def _spread(values: Tensor, kept: Tensor | None, num_positions: int) -> Tensor:
+    if kept is None:
+        return values
+    return values.new_zeros(num_positions).index_copy_(0, kept, values)

@@ -1,0 +1,88 @@
+"""Soft prompts and token embeddings written straight to their packed places.
+
+Legend: B sequences, T packed tokens, P prompts, D hidden.
+
+Every output row finds by itself what it holds: bisection in the offsets gives its sequence and its
+place there, the first P places are prompts, the rest embedding rows. So nothing is concatenated and
+each row is read and written once. Floor in bf16 at T + B*P = 8,448, D = 4,096: 69 MB read and 69 MB
+written, 160 us on an L40S, where an embedding followed by `torch.cat` moves twice that.
+
+    pack       prompts, embedding, ids -> packed (T + B*P, D)
+    unprefix   gradient of the packed rows -> gradient of the prompts (B, P, D): a copy, no sum
+"""
+
+import triton
+import triton.language as tl
+
+from cdpvae_kernels.common.triton_packing import sequence_of
+
+
+@triton.jit
+def pack_kernel(
+    embedding_ptr,
+    ids_ptr,
+    cu_seqlens_ptr,
+    prompts_ptr,
+    packed_ptr,
+    num_rows,
+    num_sequences,
+    num_prompts,
+    width,
+    STEPS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Grid (blocks of packed rows, blocks of the width)."""
+    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = row < num_rows
+    sequence = sequence_of(
+        tl.where(inside, row, 0), cu_seqlens_ptr, num_sequences, num_prompts, STEPS
+    )
+    place = row - tl.load(cu_seqlens_ptr + sequence) - sequence * num_prompts
+    is_prompt = inside & (place < num_prompts)
+    is_token = inside & (place >= num_prompts)
+    token = row - (sequence + 1) * num_prompts
+    token_id = tl.load(ids_ptr + token, mask=is_token, other=0).to(tl.int64)
+    prompt = sequence.to(tl.int64) * num_prompts + place
+
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    used = (column < width)[None, :]
+    prompts = tl.load(
+        prompts_ptr + prompt[:, None] * width + column[None, :],
+        mask=is_prompt[:, None] & used,
+        other=0.0,
+    )
+    tokens = tl.load(
+        embedding_ptr + token_id[:, None] * width + column[None, :],
+        mask=is_token[:, None] & used,
+        other=0.0,
+    )
+    tl.store(
+        packed_ptr + row.to(tl.int64)[:, None] * width + column[None, :],
+        tl.where(is_prompt[:, None], prompts, tokens),
+        mask=inside[:, None] & used,
+    )
+
+
+@triton.jit
+def unprefix_kernel(
+    grad_ptr,
+    cu_seqlens_ptr,
+    grad_prompts_ptr,
+    num_rows,
+    num_prompts,
+    width,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Grid (blocks of the B*P prompts, blocks of the width)."""
+    prompt = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = prompt < num_rows
+    sequence = prompt // num_prompts
+    start = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
+    row = start.to(tl.int64) + prompt
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    mask = inside[:, None] & (column < width)[None, :]
+    grad = tl.load(grad_ptr + row[:, None] * width + column[None, :], mask=mask)
+    target = prompt.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(grad_prompts_ptr + target, grad, mask=mask)
