@@ -5,6 +5,9 @@ from torch import Tensor
 
 
 def tile_bounds(ascending: Tensor, vocab: int, columns: int) -> list[int]:
-    """Where each tile's tokens start in an ascending list of token ids, and where the last ends."""
+    """Return where each tile's tokens start in an ascending list, and where the last tile ends.
+
+    Tile i holds the ids from i * columns on, `columns` of them or what is left of `vocab`.
+    """
     edges = torch.arange(0, vocab + columns, columns)
     return torch.searchsorted(ascending, edges).tolist()

@@ -1,8 +1,9 @@
-"""Cross-entropy of a linear head on the GPU: two cuBLAS products a chunk, one pass between them.
+"""The kernels of the reconstruction loss: one pass between the two cuBLAS products of a chunk.
 
-Legend: M valid target positions, C rows of a chunk, D hidden, V vocabulary.
+Legend: M valid target positions, C positions of a chunk, D hidden, V vocabulary. A row here is a
+row of the (C, V) matrix of logits: the logits of one position.
 
-Per row with target y and logits z everything is measured against the target's own logit:
+For a position with target y and logits z everything is measured against the target's own logit:
 e_v = exp(z_v - z_y) for v != y, S = sum e_v, then loss = log1p(S), lse = z_y + loss,
 1 - p(y) = S / (1 + S) and
 
@@ -30,7 +31,7 @@ LARGEST_GAP = tl.constexpr(64.0)
 
 @triton.jit
 def _tanh(x):
-    """tanh by exp; the sign is taken off, so that nothing overflows."""
+    """Compute tanh by exp; the sign is taken off, so that nothing overflows."""
     decay = tl.exp2(tl.abs(x) * (-2.0 * LOG2_E))
     magnitude = (1.0 - decay) / (1.0 + decay)
     return tl.where(x < 0.0, -magnitude, magnitude)
@@ -38,7 +39,7 @@ def _tanh(x):
 
 @triton.jit
 def _capped(raw, softcap, HAS_SOFTCAP: tl.constexpr):
-    """The logit after the soft cap, and d logit / d raw."""
+    """Return the logit after the soft cap, and d logit / d raw."""
     if HAS_SOFTCAP:
         tanh = _tanh(raw / softcap)
         logit = tanh * softcap
@@ -51,7 +52,7 @@ def _capped(raw, softcap, HAS_SOFTCAP: tl.constexpr):
 
 @triton.jit
 def _gaps(logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP: tl.constexpr):
-    """z_v - z_y, -inf at the target and past the vocabulary, and the slope of the soft cap."""
+    """Return z_v - z_y and the slope of the soft cap; -inf at the target and past the end."""
     inside = columns < vocab
     raw = tl.load(logits_ptr + columns, mask=inside, other=0.0)
     logit, slope = _capped(raw, softcap, HAS_SOFTCAP)
@@ -76,7 +77,10 @@ def rows_kernel(
     NARROW: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """One program a row. NARROW: the exponents of `exps` are too few for the target's reference."""
+    """Turn logits into e, losses and coefficients. Grid: rows.
+
+    NARROW: the exponents of `exps` are too few for e relative to the target's own logit.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * vocab
     exps_ptr += row * vocab
@@ -134,7 +138,7 @@ def rows_kernel(
 def error_kernel(
     exps_ptr, targets_ptr, others_ptr, target_coefficient_ptr, vocab, BLOCK_V: tl.constexpr
 ):
-    """e -> d loss / d logits, in place. Grid (rows, blocks of the vocabulary)."""
+    """Turn e into d loss / d logits, in place. Grid (rows, blocks of the vocabulary)."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = columns < vocab
@@ -160,7 +164,10 @@ def finish_kernel(
     width,
     BLOCK_D: tl.constexpr,
 ):
-    """scale * (others * e W + target_coefficient * W_y). Grid (rows, blocks of the width)."""
+    """Compute scale * (others * e W + target_coefficient * W_y).
+
+    Grid (rows, blocks of the width).
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < width

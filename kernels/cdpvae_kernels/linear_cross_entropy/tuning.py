@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from cdpvae_kernels.common.launch_configs import LaunchConfig
 from cdpvae_kernels.common.tuning import POINTERS, Shapes, Specialization, Tunable
+from cdpvae_kernels.linear_cross_entropy.interface import Options
 from cdpvae_kernels.linear_cross_entropy.triton_kernels import (
     error_kernel,
     finish_kernel,
@@ -12,6 +16,7 @@ from cdpvae_kernels.linear_cross_entropy.triton_kernels import (
 )
 from cdpvae_kernels.linear_cross_entropy.triton_launch import (
     OP,
+    Coefficients,
     launch_error,
     launch_finish,
     launch_rows,
@@ -19,8 +24,12 @@ from cdpvae_kernels.linear_cross_entropy.triton_launch import (
 
 
 def specializations() -> dict[str, Specialization]:
-    """For V=128256, D=4096 with bf16 operands; fp16 reads every row twice, see NARROW."""
-    per_row = {
+    """Describe the kernels for V=128256, D=4096 with bf16 operands.
+
+    fp16 is another kernel: it reads every position's logits twice, see NARROW.
+    """
+    # The pass over the logits, once for each way it is compiled.
+    coefficients = {
         "targets_ptr": "*i64",
         "others_ptr": "*fp32",
         "target_coefficient_ptr": "*fp32",
@@ -36,7 +45,7 @@ def specializations() -> dict[str, Specialization]:
                 "exps_ptr": POINTERS[dtype],
                 "nll_ptr": "*fp32",
                 "lse_ptr": "*fp32",
-                **per_row,
+                **coefficients,
                 "vocab": "i32",
                 "z_loss": "fp32",
                 "softcap": "fp32",
@@ -44,10 +53,12 @@ def specializations() -> dict[str, Specialization]:
             {"HAS_SOFTCAP": softcap, "STORE_EXPS": True, "NARROW": dtype == torch.float16},
             ("logits_ptr", "exps_ptr", "vocab"),
         )
+
+    # The two kernels of the gradients.
     out[f"{OP}.error bf16"] = Specialization(
         error_kernel,
         f"{OP}.error",
-        {"exps_ptr": "*bf16", **per_row, "vocab": "i32"},
+        {"exps_ptr": "*bf16", **coefficients, "vocab": "i32"},
         aligned=("exps_ptr", "vocab"),
     )
     out[f"{OP}.finish bf16"] = Specialization(
@@ -56,7 +67,7 @@ def specializations() -> dict[str, Specialization]:
         {
             "product_ptr": "*fp32",
             "weight_ptr": "*bf16",
-            **per_row,
+            **coefficients,
             "scale_ptr": "*fp32",
             "grad_ptr": "*bf16",
             "width": "i32",
@@ -67,21 +78,29 @@ def specializations() -> dict[str, Specialization]:
 
 
 def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
-    """The three kernels on one chunk of random logits."""
-    rows, vocab, width = shapes.chunk, shapes.vocab, shapes.width
-    fp32 = {"dtype": torch.float32, "device": device}
-    draw = {"dtype": shapes.dtype, "device": device}
-    logits, weight = torch.randn(rows, vocab, **fp32), torch.randn(vocab, width, **draw)
-    exps, grad = torch.ones(rows, vocab, **draw), torch.empty(rows, width, **draw)
-    product = torch.randn(rows, width, **fp32)
-    targets = torch.randint(vocab, (rows,), device=device)
-    per_row = (targets, torch.ones(rows, **fp32), torch.ones(rows, **fp32))
-    nll, lse, scale = torch.empty(rows, **fp32), torch.empty(rows, **fp32), torch.ones((), **fp32)
-    half = shapes.dtype.itemsize
+    """Make the three kernels ready to run on one chunk of random logits."""
+    # Data of one chunk, as large as a step of training has it.
+    positions, vocab, width = shapes.chunk, shapes.vocab, shapes.width
+    logits = torch.randn(positions, vocab, device=device)
+    weight = torch.randn(vocab, width, dtype=shapes.dtype, device=device)
+    exps = torch.ones(positions, vocab, dtype=shapes.dtype, device=device)
+    grad = torch.empty(positions, width, dtype=shapes.dtype, device=device)
+    product = torch.randn(positions, width, device=device)
+    coefficients = Coefficients(
+        torch.randint(vocab, (positions,), device=device),
+        torch.ones(positions, device=device),
+        torch.ones(positions, device=device),
+    )
+    nll, lse = torch.empty(positions, device=device), torch.empty(positions, device=device)
+    scale = torch.ones((), device=device)
+    itemsize = shapes.dtype.itemsize
 
-    def launcher(name, launch):
-        return lambda config: launch({f"{OP}.{name}": config})
+    def launcher(
+        name: str, launch: Callable[[dict[str, LaunchConfig]], None]
+    ) -> Callable[[LaunchConfig], None]:
+        return lambda config: launch({name: config})
 
+    # Block sizes from far too small to far too large for any architecture.
     return [
         Tunable(
             f"{OP}.rows",
@@ -91,16 +110,16 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
                 "num_stages": (1, 2, 3),
             },
             launcher(
-                "rows",
-                lambda c: launch_rows(logits, exps, per_row, nll, lse, 0.0, None, c),
+                f"{OP}.rows",
+                lambda c: launch_rows(logits, exps, coefficients, nll, lse, Options(), c),
             ),
-            rows * vocab * (4 + half),
+            positions * vocab * (4 + itemsize),
         ),
         Tunable(
             f"{OP}.error",
             {"BLOCK_V": (1024, 2048, 4096, 8192), "num_warps": (4, 8, 16), "num_stages": (1,)},
-            launcher("error", lambda c: launch_error(exps, per_row, c)),
-            rows * vocab * 2 * half,
+            launcher(f"{OP}.error", lambda c: launch_error(exps, coefficients, c)),
+            positions * vocab * 2 * itemsize,
         ),
         Tunable(
             f"{OP}.finish",
@@ -110,9 +129,9 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
                 "num_stages": (1,),
             },
             launcher(
-                "finish",
-                lambda c: launch_finish(product, weight, per_row, scale, grad, c),
+                f"{OP}.finish",
+                lambda c: launch_finish(product, weight, coefficients, scale, grad, c),
             ),
-            rows * width * (4 + 2 * half),
+            positions * width * (4 + 2 * itemsize),
         ),
     ]

@@ -12,22 +12,22 @@ def test_one_node_without_a_graph_break():
         graphs.append(graph)
         return graph.forward
 
-    def loss_of(hidden, weight, targets, rows):
+    def loss_of(hidden, weight, targets, positions):
         return 2.0 * linear_cross_entropy(
-            hidden, weight, targets, rows=rows, divisor=7.0, ignore_index=None
+            hidden, weight, targets, positions=positions, divisor=7.0, ignore_index=None
         )
 
     torch.manual_seed(0)
     hidden = torch.randn(13, 6, requires_grad=True)
-    weight, rows = torch.randn(11, 6), torch.tensor([0, 2, 4, 6, 8])
+    weight, positions = torch.randn(11, 6), torch.tensor([0, 2, 4, 6, 8])
     targets = torch.randint(0, 11, (5,))
     compiled = torch.compile(loss_of, backend=backend, fullgraph=True)
-    loss = compiled(hidden, weight, targets, rows)
+    loss = compiled(hidden, weight, targets, positions)
     called = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
     assert called.count(torch.ops.cdpvae_kernels.linear_cross_entropy.default) == 1
     assert not any("mm" in str(target) or "exp" in str(target) for target in called)
 
-    want = loss_of(hidden, weight, targets, rows)
+    want = loss_of(hidden, weight, targets, positions)
     assert torch.equal(loss, want)
     assert torch.equal(torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(want, hidden)[0])
 

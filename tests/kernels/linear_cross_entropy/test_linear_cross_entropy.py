@@ -1,7 +1,7 @@
 """linear_cross_entropy in plain PyTorch against F.cross_entropy on full logits in fp64.
 
 Every test runs with the definition (`reference`), with the fast path of CPUs (`tiled`) and with the
-latter in tiles so small that a handful of rows and tokens fills many.
+latter in tiles so small that a handful of positions and tokens fills many.
 """
 
 import contextlib
@@ -16,15 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdpvae_kernels import linear_cross_entropy
 from cdpvae_kernels.linear_cross_entropy import reference, tiled
+from cdpvae_kernels.linear_cross_entropy.interface import Options
 
 T, D, V = 13, 6, 11
-ROW = V * 8  # bytes of one fp64 row of logits
+POSITION_BYTES = V * 8  # the logits of one position in fp64
 
 
 @pytest.fixture(autouse=True, params=["reference", "tiled", "small tiles"])
 def implementation(request, monkeypatch):
     if request.param == "small tiles":
-        for name, value in {"ROWS": 5, "COLUMNS": 4, "MIN_COLUMNS": 2}.items():
+        for name, value in {"TILE_POSITIONS": 5, "TILE_COLUMNS": 4, "MIN_COLUMNS": 2}.items():
             monkeypatch.setattr(tiled, name, value)
     impl = request.param if request.param == "reference" else "tiled"
     module = sys.modules[__name__]
@@ -40,11 +41,11 @@ def problem(dtype=torch.float64, scale=1.0, seed=0):
     return hidden.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_(), targets
 
 
-def oracle(hidden, weight, targets, *, rows=None, divisor=None, z_loss=0.0, softcap=None):
+def oracle(hidden, weight, targets, *, positions=None, divisor=None, z_loss=0.0, softcap=None):
     """The formula on full logits in fp64; returns loss, nll, lse and the gradients."""
     hidden = hidden.detach().double().requires_grad_()
     weight = weight.detach().double().requires_grad_()
-    logits = (hidden if rows is None else hidden[rows]) @ weight.T
+    logits = (hidden if positions is None else hidden[positions]) @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     valid = targets != -100
@@ -69,8 +70,10 @@ def check(hidden, weight, targets, **settings):
     torch.testing.assert_close(weight.grad, grad_weight, **tolerance)
 
 
-# One row a chunk, an uneven last chunk, exactly all rows, more than all rows, the default.
-@pytest.mark.parametrize("chunk_bytes", [1, 5 * ROW, T * ROW, 100 * ROW, None])
+# One position a chunk, an uneven last chunk, exactly all positions, more than all, the default.
+@pytest.mark.parametrize(
+    "chunk_bytes", [1, 5 * POSITION_BYTES, T * POSITION_BYTES, 100 * POSITION_BYTES, None]
+)
 @pytest.mark.parametrize("settings", [{}, {"z_loss": 0.3}, {"softcap": 1.5}])
 def test_equals_cross_entropy_for_any_chunk(chunk_bytes, settings):
     hidden, weight, targets = problem()
@@ -80,7 +83,15 @@ def test_equals_cross_entropy_for_any_chunk(chunk_bytes, settings):
 
 def test_z_loss_softcap_and_divisor_together():
     hidden, weight, targets = problem(scale=3.0)
-    check(hidden, weight, targets, z_loss=0.1, softcap=4.0, divisor=7.0, chunk_bytes=4 * ROW)
+    check(
+        hidden,
+        weight,
+        targets,
+        z_loss=0.1,
+        softcap=4.0,
+        divisor=7.0,
+        chunk_bytes=4 * POSITION_BYTES,
+    )
 
 
 @pytest.mark.parametrize("divisor", [29, 29.0, torch.tensor(29.0), torch.tensor(29)])
@@ -89,39 +100,55 @@ def test_divisor_number_or_tensor(divisor):
     check(hidden, weight, targets, divisor=divisor)
 
 
-# In order; out of order and repeated: the gradients of a repeated row add up.
-@pytest.mark.parametrize("rows", [[1, 2, 3, 7, 9], [9, 0, 9, 9, 2]])
-def test_rows_select_and_repeat(rows):
+# In order; out of order and repeated: the gradients of a repeated position add up.
+@pytest.mark.parametrize("positions", [[1, 2, 3, 7, 9], [9, 0, 9, 9, 2]])
+def test_positions_select_and_repeat(positions):
     hidden, weight, targets = problem()
     targets = targets[:5].clone()
-    check(hidden, weight, targets, rows=torch.tensor(rows), chunk_bytes=2 * ROW)
+    check(
+        hidden, weight, targets, positions=torch.tensor(positions), chunk_bytes=2 * POSITION_BYTES
+    )
     hidden.grad = weight.grad = None
     targets[1] = -100
-    check(hidden, weight, targets, rows=torch.tensor(rows), chunk_bytes=2 * ROW)
+    check(
+        hidden, weight, targets, positions=torch.tensor(positions), chunk_bytes=2 * POSITION_BYTES
+    )
 
 
-def test_one_valid_row():
+def test_rows_the_former_name_of_positions_is_accepted_with_a_notice():
+    hidden, weight, targets = problem()
+    positions, targets = torch.tensor([1, 2, 7]), targets[:3]
+    want = linear_cross_entropy(hidden, weight, targets, positions=positions)
+    with pytest.warns(DeprecationWarning, match="rows= is now called positions=") as notices:
+        got = linear_cross_entropy(hidden, weight, targets, rows=positions)
+    assert torch.equal(got, want)
+    assert [notice.filename for notice in notices] == [__file__]
+    with pytest.raises(ValueError, match=r"got rows= and positions=, .*; pass positions="):
+        linear_cross_entropy(hidden, weight, targets, rows=positions, positions=positions)
+
+
+def test_one_valid_position():
     hidden, weight, targets = problem()
     targets[:] = -100
     targets[8] = 3
     check(hidden, weight, targets)
-    others = [row for row in range(T) if row != 8]
+    others = [position for position in range(T) if position != 8]
     assert torch.count_nonzero(hidden.grad[others]) == 0
 
 
 @pytest.mark.parametrize("divisor", [None, 0, 5.0, torch.tensor(0.0)])
-@pytest.mark.parametrize("case", ["all ignored", "no positions", "no rows"])
+@pytest.mark.parametrize("case", ["all ignored", "no positions", "an empty list of positions"])
 def test_no_valid_target_gives_exactly_zero(case, divisor):
     hidden, weight, targets = problem()
-    rows = None
+    positions = None
     if case == "all ignored":
         targets[:] = -100
     elif case == "no positions":
         hidden, targets = hidden.detach()[:0].requires_grad_(), targets[:0]
     else:
-        targets, rows = targets[:0], torch.zeros(0, dtype=torch.int64)
+        targets, positions = targets[:0], torch.zeros(0, dtype=torch.int64)
     loss, stats = linear_cross_entropy(
-        hidden, weight, targets, rows=rows, divisor=divisor, z_loss=0.1, return_stats=True
+        hidden, weight, targets, positions=positions, divisor=divisor, z_loss=0.1, return_stats=True
     )
     loss.backward()
     assert loss.item() == 0.0
@@ -156,13 +183,15 @@ def test_gradcheck(settings):
     hidden, weight, targets = problem()
     targets[3] = -100
     assert torch.autograd.gradcheck(
-        lambda h, w: linear_cross_entropy(h, w, targets, chunk_bytes=4 * ROW, **settings),
+        lambda h, w: linear_cross_entropy(
+            h, w, targets, chunk_bytes=4 * POSITION_BYTES, **settings
+        ),
         (hidden, weight),
     )
 
 
 def margin_problem(margin):
-    """fp32 rows whose target leads each other token by `margin` nats (trails, if negative)."""
+    """fp32 positions whose target leads each other token by `margin` nats (trails, if negative)."""
     hidden = torch.eye(4) * margin
     weight = torch.eye(64, 4)
     return hidden.requires_grad_(), weight, torch.arange(4)
@@ -221,7 +250,7 @@ def test_fp32_logits_under_bf16_inputs():
 def test_twice_the_same_bits(dtype):
     def run():
         hidden, weight, targets = problem(dtype)
-        loss = linear_cross_entropy(hidden, weight, targets, chunk_bytes=4 * ROW)
+        loss = linear_cross_entropy(hidden, weight, targets, chunk_bytes=4 * POSITION_BYTES)
         return loss, *torch.autograd.grad(loss, (hidden, weight))
 
     for first, second in zip(run(), run(), strict=True):
@@ -239,7 +268,12 @@ def test_gradients_are_computed_only_where_wanted(monkeypatch, implementation):
     with torch.no_grad(), counted:
         run = tiled if implementation != "reference" else reference
         nll, _, *grads = run.linear_cross_entropy(
-            hidden, weight, targets, None, torch.ones(()), 100 * T * ROW, 0.0, None, False, False
+            hidden,
+            weight,
+            targets,
+            None,
+            torch.ones(()),
+            Options(chunk_bytes=100 * T * POSITION_BYTES),
         )
     tiles = 3 * 3 if implementation == "small tiles" else 1
     assert counted.products == tiles, "without gradients the logits are the only product"
@@ -275,16 +309,15 @@ def test_no_more_than_one_chunk_of_logits_is_held(run, softcap):
                     self.elements = max(self.elements, stored)
             return result
 
-    rows, vocab = 512, 256
-    hidden, weight = torch.randn(rows, 4), torch.randn(vocab, 4)
-    targets, scale = torch.randint(0, vocab, (rows,)), torch.ones(())
+    positions, vocab = 512, 256
+    hidden, weight = torch.randn(positions, 4), torch.randn(vocab, 4)
+    targets, scale = torch.randint(0, vocab, (positions,)), torch.ones(())
+    options = Options(chunk_bytes=32 * vocab * 4, softcap=softcap, want_hidden=True)
     # The implementation, not the operator: a mode sees the latter as one call.
     with Largest() as largest:
-        run.linear_cross_entropy(
-            hidden, weight, targets, None, scale, 32 * vocab * 4, 0.0, softcap, True, False
-        )
+        run.linear_cross_entropy(hidden, weight, targets, None, scale, options)
     chunk = 32 * vocab // (1 if softcap is None else 2)
-    assert hidden.numel() <= largest.elements <= chunk < rows * vocab
+    assert hidden.numel() <= largest.elements <= chunk < positions * vocab
 
 
 # Fake CPU tensors, as in tracing a large model; "meta" takes the path of a GPU, whose products read
@@ -303,9 +336,15 @@ def test_shapes_propagate_without_data(mode, device, dtype, divisor):
         hidden = torch.empty(300, 64, device=device, dtype=dtype, requires_grad=True)
         weight = torch.empty(1000, 64, device=device, dtype=dtype, requires_grad=True)
         targets = torch.empty(200, device=device, dtype=torch.int64)
-        rows = torch.empty(200, device=device, dtype=torch.int64)
+        positions = torch.empty(200, device=device, dtype=torch.int64)
         loss, stats = linear_cross_entropy(
-            hidden, weight, targets, rows=rows, divisor=divisor, z_loss=0.1, return_stats=True
+            hidden,
+            weight,
+            targets,
+            positions=positions,
+            divisor=divisor,
+            z_loss=0.1,
+            return_stats=True,
         )
         loss.backward()
         assert loss.shape == () and loss.dtype == torch.float32
@@ -332,9 +371,9 @@ def test_wrong_arguments_are_refused():
     refused(r"targets .* holds 11; .*\[0, 11\)", targets=ints + V)
     refused(r"targets .* holds -1", targets=ints - 1)
     refused(r"targets holds -100", targets=ints - 100, ignore_index=None)
-    refused(r"targets has shape \(13,\); it must be \(3\)", rows=ints[:3])
-    refused(r"rows holds 13; .*\[0, 13\)", rows=ints + T)
-    refused(r"rows has dtype", rows=torch.zeros(T))
+    refused(r"targets has shape \(13,\); it must be \(3\)", positions=ints[:3])
+    refused(r"positions holds 13; .*\[0, 13\)", positions=ints + T)
+    refused(r"positions has dtype", positions=torch.zeros(T))
     refused(r"divisor=0 with 13 valid targets", divisor=0)
     refused(r"divisor=-1.0", divisor=torch.tensor(-1.0))
     refused(r"divisor=nan", divisor=float("nan"))

@@ -13,7 +13,7 @@ from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 T, D, V = 11, 20, 150
-ROW = V * 8  # bytes of one row: logits in fp32, exponentials in at most as much
+POSITION_BYTES = V * 8  # logits in fp32, exponentials in at most as much
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,11 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(runtime, "launch_config", config)
 
 
-def problem(dtype=torch.float32, scale=1.0, rows=T, vocab=V):
+def problem(dtype=torch.float32, scale=1.0, positions=T, vocab=V):
     draw = torch.Generator().manual_seed(3)
-    hidden = torch.randn(rows, D, generator=draw) * scale
+    hidden = torch.randn(positions, D, generator=draw) * scale
     weight = torch.randn(vocab, D, generator=draw)
-    targets = torch.randint(0, vocab, (rows,), generator=draw)
+    targets = torch.randint(0, vocab, (positions,), generator=draw)
     # The first and the last column, and a target in the ragged block.
     targets[:3] = torch.tensor([0, vocab - 1, vocab - 2])
     return (
@@ -42,10 +42,10 @@ def problem(dtype=torch.float32, scale=1.0, rows=T, vocab=V):
     )
 
 
-def exact(hidden, weight, targets, *, rows=None, divisor=None, z_loss=0.0, softcap=None):
+def exact(hidden, weight, targets, *, positions=None, divisor=None, z_loss=0.0, softcap=None):
     """loss, nll, lse and both gradients from full logits in fp64, without cancellation."""
     hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
-    logits = (hidden if rows is None else hidden[rows]) @ weight.T
+    logits = (hidden if positions is None else hidden[positions]) @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     valid = targets != -100
@@ -84,9 +84,9 @@ def assert_as_good_as_torch(hidden, weight, targets, *, upstream=1.0, **settings
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
-def plain_torch(hidden, weight, targets, *, rows=None, divisor=None, z_loss=0.0, softcap=None):
+def plain_torch(hidden, weight, targets, *, positions=None, divisor=None, z_loss=0.0, softcap=None):
     """Full logits, fp32 softmax: what one writes first."""
-    x = hidden if rows is None else hidden[rows]
+    x = hidden if positions is None else hidden[positions]
     logits = (x @ weight.T).float()
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -110,18 +110,20 @@ SETTINGS = [
 def test_error_is_at_most_twice_that_of_plain_torch(dtype, settings):
     hidden, weight, targets = problem(dtype)
     targets[[2, 5]] = -100
-    # Three rows a chunk: the last one is ragged.
-    assert_as_good_as_torch(hidden, weight, targets, chunk_bytes=3 * ROW, upstream=-2.5, **settings)
+    # Three positions a chunk: the last one is ragged.
+    assert_as_good_as_torch(
+        hidden, weight, targets, chunk_bytes=3 * POSITION_BYTES, upstream=-2.5, **settings
+    )
 
 
-# One row a chunk, a ragged last chunk, exactly all rows, more than all.
-@pytest.mark.parametrize("chunk_rows", [1, 4, T, 100])
+# One position a chunk, a ragged last chunk, exactly all positions, more than all.
+@pytest.mark.parametrize("chunk_positions", [1, 4, T, 100])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_size_of_a_chunk_does_not_matter(dtype, chunk_rows):
+def test_the_size_of_a_chunk_does_not_matter(dtype, chunk_positions):
     inputs = problem(dtype)
-    row = V * (4 + torch.finfo(dtype).bits // 8)
-    whole = computed(*inputs, chunk_bytes=T * row)
-    parts = computed(*inputs, chunk_bytes=chunk_rows * row)
+    position_bytes = V * (4 + torch.finfo(dtype).bits // 8)
+    whole = computed(*inputs, chunk_bytes=T * position_bytes)
+    parts = computed(*inputs, chunk_bytes=chunk_positions * position_bytes)
     for name, a, b in zip(("loss", "nll", "lse", "d hidden"), whole, parts, strict=False):
         # A product of other shape may add in another order; nothing else differs.
         torch.testing.assert_close(a, b, rtol=4 * torch.finfo(a.dtype).eps, atol=1e-6, msg=name)
@@ -180,7 +182,7 @@ def test_all_ignored_and_one_valid(targets_left):
             torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=1e-5)
 
 
-def test_no_rows_at_all():
+def test_no_positions_at_all():
     hidden = torch.zeros(0, D, device=DEVICE, requires_grad=True)
     weight = torch.zeros(V, D, device=DEVICE, requires_grad=True)
     got = computed(hidden, weight, torch.zeros(0, dtype=torch.int64, device=DEVICE))
@@ -195,12 +197,12 @@ def test_a_vocabulary_of_one_token_is_certain():
     torch.testing.assert_close(lse, (hidden @ weight.T)[:, 0].float(), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("rows", [[4, 0, 9], [2, 2, 2, 7]], ids=["distinct", "repeated"])
-def test_rows_select_and_repeat(rows):
+@pytest.mark.parametrize("positions", [[4, 0, 9], [2, 2, 2, 7]], ids=["distinct", "repeated"])
+def test_positions_select_and_repeat(positions):
     hidden, weight, _ = problem()
-    rows = torch.tensor(rows, device=DEVICE)
-    targets = torch.arange(len(rows), device=DEVICE)
-    assert_as_good_as_torch(hidden, weight, targets, rows=rows, ignore_index=None)
+    positions = torch.tensor(positions, device=DEVICE)
+    targets = torch.arange(len(positions), device=DEVICE)
+    assert_as_good_as_torch(hidden, weight, targets, positions=positions, ignore_index=None)
 
 
 def test_only_what_is_wanted_is_computed():
@@ -221,11 +223,11 @@ def test_only_what_is_wanted_is_computed():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_twice_the_same_bits(dtype):
     inputs = problem(dtype)
-    rows = torch.tensor([0, 3, 3, 3, 9], device=DEVICE)
+    positions = torch.tensor([0, 3, 3, 3, 9], device=DEVICE)
     targets = torch.arange(5, device=DEVICE)
     for first, second in zip(
-        computed(*inputs[:2], targets, rows=rows),
-        computed(*inputs[:2], targets, rows=rows),
+        computed(*inputs[:2], targets, positions=positions),
+        computed(*inputs[:2], targets, positions=positions),
         strict=True,
     ):
         assert torch.equal(first, second)
@@ -242,14 +244,14 @@ def test_bf16_is_refused_by_the_interpreter():
 @pytest.mark.parametrize("divisor", [None, 7.0, "tensor"])
 def test_the_host_does_not_wait(divisor):
     hidden, weight, targets = problem(torch.bfloat16)
-    rows = torch.arange(T, device=DEVICE)
+    positions = torch.arange(T, device=DEVICE)
     if divisor == "tensor":
         divisor = torch.tensor(7.0, device=DEVICE)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         linear_cross_entropy(
-            hidden, weight, targets, rows=rows, divisor=divisor, ignore_index=None
+            hidden, weight, targets, positions=positions, divisor=divisor, ignore_index=None
         ).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -257,15 +259,17 @@ def test_the_host_does_not_wait(divisor):
 
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="gigabytes of logits")
 def test_offsets_past_two_to_the_31():
-    """16,800 rows x 128,256 columns: the last rows' logits lie past 2^31 elements."""
-    rows, vocab, width = 16800, 128256, 16
+    """16,800 positions x 128,256 columns: the last positions' logits lie past 2^31 elements."""
+    positions, vocab, width = 16800, 128256, 16
     draw = torch.Generator(DEVICE).manual_seed(0)
-    hidden = torch.randn(rows, width, device=DEVICE, generator=draw).bfloat16().requires_grad_()
+    hidden = (
+        torch.randn(positions, width, device=DEVICE, generator=draw).bfloat16().requires_grad_()
+    )
     weight = torch.randn(vocab, width, device=DEVICE, generator=draw).bfloat16()
-    targets = torch.randint(vocab, (rows,), device=DEVICE, generator=draw)
+    targets = torch.randint(vocab, (positions,), device=DEVICE, generator=draw)
     losses = [
         linear_cross_entropy(hidden, weight, targets, ignore_index=None, chunk_bytes=budget)
-        for budget in (rows * vocab * 6, None)
+        for budget in (positions * vocab * 6, None)
     ]
     torch.testing.assert_close(*losses, rtol=1e-6, atol=0)
     grads = [torch.autograd.grad(loss, hidden)[0] for loss in losses]
