@@ -3,9 +3,14 @@
 Shapes: `B` sequences, `T` packed tokens, `N` positions, `V` vocabulary, `D` hidden, `P` prompts.
 """
 
+from __future__ import annotations
+
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
+from cdpvae_kernels.common.autograd import OperatorContext
 from cdpvae_kernels.common.checks import (
     FLOATS,
     INTEGERS,
@@ -15,6 +20,7 @@ from cdpvae_kernels.common.checks import (
     readable,
 )
 from cdpvae_kernels.common.dispatch import choose, from_triton
+from cdpvae_kernels.common.renamed import announce
 from cdpvae_kernels.prefixed_embedding import reference
 
 _pack = from_triton("prefixed_embedding", "pack")
@@ -31,8 +37,12 @@ def prefixed_embedding(
 ) -> tuple[Tensor, Tensor]:
     """Embed packed ids and put each sequence's prompts before them.
 
-    embedding: (V, D) float. ids: (T,) int64 or int32. cu_seqlens: (B+1,) int32.
-    prompts: (B, P, D), dtype of `embedding`.
+    embedding (V, D): float.
+    ids (T,): int64 or int32, sequences end to end.
+    cu_seqlens (B+1,): int32, where each sequence starts and the last one ends.
+    prompts (B, P, D): in the dtype of `embedding`.
+    impl: "reference" or "triton"; None picks by device.
+
     Returns ((T + B*P, D), (B+1,) int32): the packed input and its offsets.
     Differentiable in `prompts` and, if it requires a gradient, in `embedding`.
     Raises ValueError for wrong shapes or dtypes and for ids outside the vocabulary.
@@ -46,32 +56,47 @@ def prefixed_embedding(
     return run(embedding, ids, cu_seqlens, prompts)
 
 
-def prefixed_rows(rows: Tensor, cu_seqlens: Tensor, num_prompts: int) -> Tensor:
-    """Where positions of `ids` lie in the output of `prefixed_embedding`.
+def prefixed_positions(positions: Tensor, cu_seqlens: Tensor, num_prompts: int) -> Tensor:
+    """Map positions in `ids` to positions in the output of `prefixed_embedding`.
 
-    rows: (N,) int64, each in [0, T). cu_seqlens: (B+1,) int32, of the ids without prompts.
-    num_prompts: P, at least 0. Returns (N,) int64.
-    Raises ValueError for wrong shapes or dtypes and for rows outside [0, T).
+    positions: (N,) int64 or int32, each in [0, T). cu_seqlens: (B+1,) int32, of the ids without
+    prompts. num_prompts: P, at least 0. Returns (N,) int64.
+    Raises ValueError for wrong shapes or dtypes and for positions outside [0, T).
     """
-    check_tensor("rows", rows, ("N",), INTEGERS)
+    check_tensor("positions", positions, ("N",), INTEGERS)
     check_tensor("cu_seqlens", cu_seqlens, ("B+1",), (torch.int32,))
     if cu_seqlens.numel() == 0:
         raise ValueError("cu_seqlens is empty; it must hold B+1 offsets, the first of them 0")
     if num_prompts < 0:
         raise ValueError(f"num_prompts={num_prompts}; it must be at least 0")
     if readable(cu_seqlens):
-        check_range("rows", rows, 0, int(cu_seqlens[-1]))
-    return reference.prefixed_rows(rows.to(torch.int64), cu_seqlens, num_prompts)
+        check_range("positions", positions, 0, int(cu_seqlens[-1]))
+    return reference.prefixed_positions(positions.to(torch.int64), cu_seqlens, num_prompts)
+
+
+def prefixed_rows(rows: Tensor, cu_seqlens: Tensor, num_prompts: int) -> Tensor:
+    """Call `prefixed_positions`, whose former name this is, and say so."""
+    announce("cdpvae_kernels", "prefixed_rows", "prefixed_positions", stacklevel=2)
+    return prefixed_positions(rows, cu_seqlens, num_prompts)
 
 
 @torch.library.custom_op("cdpvae_kernels::prefixed_embedding", mutates_args=())
-def _operator(embedding: Tensor, ids: Tensor, cu_seqlens: Tensor, prompts: Tensor) -> Tensor:
-    """The packed rows (T + B*P, D)."""
+def _operator(
+    embedding: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    prompts: Tensor,
+) -> Tensor:
     return _pack(embedding, ids, cu_seqlens, prompts)
 
 
 @_operator.register_fake
-def _(embedding, ids, cu_seqlens, prompts):
+def _(
+    embedding: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    prompts: Tensor,
+) -> Tensor:
     batch, num_prompts, width = prompts.shape
     return prompts.new_empty(ids.shape[0] + batch * num_prompts, width)
 
@@ -86,25 +111,34 @@ def _gradients(
     want_embedding: bool,
     want_prompts: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Of the embedding (V, D) and of the prompts (B, P, D); empty where not wanted.
+    """Compute the gradients of the embedding (V, D) and of the prompts (B, P, D).
 
+    One that is not wanted is empty: an operator cannot return None.
     An operator without a derivative: a second differentiation is an error, never a wrong number.
     """
-    of_embedding = of_prompts = None
+    of_embedding, of_prompts = grad.new_empty(0), grad.new_empty(0)
     if want_embedding:
         tokens = torch.arange(ids.numel(), device=ids.device)
-        rows = reference.prefixed_rows(tokens, cu_seqlens, num_prompts)
+        positions = reference.prefixed_positions(tokens, cu_seqlens, num_prompts)
         # Sorts the ids and adds in their order on a GPU: the same bits every time.
         of_embedding = torch.ops.aten.embedding_dense_backward(
-            grad.index_select(0, rows), ids, vocab, -1, False
+            grad.index_select(0, positions), ids, vocab, -1, False
         )
     if want_prompts:
         of_prompts = _unprefix(grad, cu_seqlens, num_prompts)
-    return tuple(grad.new_empty(0) if g is None else g for g in (of_embedding, of_prompts))
+    return of_embedding, of_prompts
 
 
 @_gradients.register_fake
-def _(grad, ids, cu_seqlens, num_prompts, vocab, want_embedding, want_prompts):
+def _(
+    grad: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    num_prompts: int,
+    vocab: int,
+    want_embedding: bool,
+    want_prompts: bool,
+) -> tuple[Tensor, Tensor]:
     width = grad.shape[1]
     of_prompts = (cu_seqlens.shape[0] - 1, num_prompts, width)
     return (
@@ -113,13 +147,18 @@ def _(grad, ids, cu_seqlens, num_prompts, vocab, want_embedding, want_prompts):
     )
 
 
-def _save(ctx, inputs, output) -> None:
+class _Context(OperatorContext, Protocol):
+    vocab: int
+    num_prompts: int
+
+
+def _save(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
     embedding, ids, cu_seqlens, prompts = inputs
     ctx.vocab, ctx.num_prompts = embedding.shape[0], prompts.shape[1]
     ctx.save_for_backward(ids, cu_seqlens)
 
 
-def _backward(ctx, grad) -> tuple:
+def _backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
     ids, cu_seqlens = ctx.saved_tensors
     want_embedding, _, _, want_prompts = ctx.needs_input_grad
     of_embedding, of_prompts = _gradients(
@@ -137,7 +176,10 @@ _operator.register_autograd(_backward, setup_context=_save)
 
 
 def _through_operator(
-    embedding: Tensor, ids: Tensor, cu_seqlens: Tensor, prompts: Tensor
+    embedding: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    prompts: Tensor,
 ) -> tuple[Tensor, Tensor]:
     packed = _operator(embedding, ids, cu_seqlens, prompts)
     sequences = torch.arange(cu_seqlens.numel(), device=cu_seqlens.device, dtype=torch.int32)

@@ -1,14 +1,15 @@
-"""Soft prompts and token embeddings written straight to their packed places.
+"""The kernels of the packed gather: prompts and embeddings go straight to their packed places.
 
 Legend: B sequences, T packed tokens, P prompts, D hidden.
 
-Every output row finds by itself what it holds: bisection in the offsets gives its sequence and its
-place there, the first P places are prompts, the rest embedding rows. So nothing is concatenated and
-each row is read and written once. Floor in bf16 at T + B*P = 8,448, D = 4,096: 69 MB read and 69 MB
-written, 160 us on an L40S, where an embedding followed by `torch.cat` moves twice that.
+Every packed position finds by itself what it holds: bisection in the offsets gives its sequence and
+its place there, the first P places are prompts, the rest embedded tokens. So nothing is
+concatenated and each vector is read and written once. Floor in bf16 at T + B*P = 8,448, D = 4,096:
+69 MB read and 69 MB written, 160 us on an L40S, where an embedding followed by `torch.cat` moves
+twice that.
 
     pack       prompts, embedding, ids -> packed (T + B*P, D)
-    unprefix   gradient of the packed rows -> gradient of the prompts (B, P, D): a copy, no sum
+    unprefix   gradient of the packed positions -> gradient of the prompts (B, P, D): a copy, no sum
 """
 
 import triton
@@ -24,7 +25,7 @@ def pack_kernel(
     cu_seqlens_ptr,
     prompts_ptr,
     packed_ptr,
-    num_rows,
+    num_positions,
     num_sequences,
     num_prompts,
     width,
@@ -32,16 +33,16 @@ def pack_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid (blocks of packed rows, blocks of the width)."""
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = row < num_rows
+    """Fill packed positions. Grid (blocks of packed positions, blocks of the width)."""
+    position = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    inside = position < num_positions
     sequence = sequence_of(
-        tl.where(inside, row, 0), cu_seqlens_ptr, num_sequences, num_prompts, STEPS
+        tl.where(inside, position, 0), cu_seqlens_ptr, num_sequences, num_prompts, STEPS
     )
-    place = row - tl.load(cu_seqlens_ptr + sequence) - sequence * num_prompts
+    place = position - tl.load(cu_seqlens_ptr + sequence) - sequence * num_prompts
     is_prompt = inside & (place < num_prompts)
     is_token = inside & (place >= num_prompts)
-    token = row - (sequence + 1) * num_prompts
+    token = position - (sequence + 1) * num_prompts
     token_id = tl.load(ids_ptr + token, mask=is_token, other=0).to(tl.int64)
     prompt = sequence.to(tl.int64) * num_prompts + place
 
@@ -58,7 +59,7 @@ def pack_kernel(
         other=0.0,
     )
     tl.store(
-        packed_ptr + row.to(tl.int64)[:, None] * width + column[None, :],
+        packed_ptr + position.to(tl.int64)[:, None] * width + column[None, :],
         tl.where(is_prompt[:, None], prompts, tokens),
         mask=inside[:, None] & used,
     )
@@ -69,20 +70,20 @@ def unprefix_kernel(
     grad_ptr,
     cu_seqlens_ptr,
     grad_prompts_ptr,
-    num_rows,
+    total_prompts,
     num_prompts,
     width,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Grid (blocks of the B*P prompts, blocks of the width)."""
+    """Copy the prompts' gradient. Grid (blocks of the B*P prompts, blocks of the width)."""
     prompt = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    inside = prompt < num_rows
+    inside = prompt < total_prompts
     sequence = prompt // num_prompts
     start = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
-    row = start.to(tl.int64) + prompt
+    position = start.to(tl.int64) + prompt
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = inside[:, None] & (column < width)[None, :]
-    grad = tl.load(grad_ptr + row[:, None] * width + column[None, :], mask=mask)
+    grad = tl.load(grad_ptr + position[:, None] * width + column[None, :], mask=mask)
     target = prompt.to(tl.int64)[:, None] * width + column[None, :]
     tl.store(grad_prompts_ptr + target, grad, mask=mask)

@@ -11,11 +11,11 @@ from cdpvae_kernels.prefixed_embedding.triton_launch import pack, unprefix
 
 
 def specializations() -> dict[str, Specialization]:
-    """P=32, D=4096."""
+    """Describe both kernels for P=32, D=4096, in bf16 and in fp32."""
     out = {}
     for dtype in (torch.bfloat16, torch.float32):
         pointer, name = POINTERS[dtype], POINTERS[dtype].strip("*")
-        sizes = dict.fromkeys(("num_rows", "num_sequences", "num_prompts", "width"), "i32")
+        # The kernel of the forward pass.
         out[f"prefixed_embedding.pack {name}"] = Specialization(
             pack_kernel,
             "prefixed_embedding.pack",
@@ -25,12 +25,16 @@ def specializations() -> dict[str, Specialization]:
                 "cu_seqlens_ptr": "*i32",
                 "prompts_ptr": pointer,
                 "packed_ptr": pointer,
-                **sizes,
+                "num_positions": "i32",
+                "num_sequences": "i32",
+                "num_prompts": "i32",
+                "width": "i32",
             },
             {"STEPS": search_steps(8)},
             ("embedding_ptr", "prompts_ptr", "packed_ptr", "num_prompts", "width"),
         )
-        sizes.pop("num_sequences")
+
+        # The kernel of the backward pass.
         out[f"prefixed_embedding.unprefix {name}"] = Specialization(
             unprefix_kernel,
             "prefixed_embedding.unprefix",
@@ -38,7 +42,9 @@ def specializations() -> dict[str, Specialization]:
                 "grad_ptr": pointer,
                 "cu_seqlens_ptr": "*i32",
                 "grad_prompts_ptr": pointer,
-                **sizes,
+                "total_prompts": "i32",
+                "num_prompts": "i32",
+                "width": "i32",
             },
             aligned=("grad_ptr", "grad_prompts_ptr", "num_prompts", "width"),
         )
@@ -46,17 +52,18 @@ def specializations() -> dict[str, Specialization]:
 
 
 def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
-    """`shapes.tokens` ids in eight sequences, each with its prompts."""
-    sequences, width = 8, shapes.width
-    draw = {"dtype": shapes.dtype, "device": device}
-    # A vocabulary large enough that the rows do not all lie in the cache.
-    embedding = torch.zeros(min(shapes.vocab, 32768), width, **draw)
-    prompts = torch.zeros(sequences, shapes.prompts, width, **draw)
+    """Make both kernels ready to run on `shapes.tokens` ids in eight sequences with prompts."""
+    # A vocabulary large enough that the embeddings do not all lie in the cache.
+    sequences, width, dtype = 8, shapes.width, shapes.dtype
+    embedding = torch.zeros(min(shapes.vocab, 32768), width, dtype=dtype, device=device)
+    prompts = torch.zeros(sequences, shapes.prompts, width, dtype=dtype, device=device)
     ids = torch.randint(embedding.shape[0], (shapes.tokens,), device=device)
     cuts = torch.arange(sequences + 1, device=device) * shapes.tokens // sequences
     cu_seqlens = cuts.to(torch.int32)
-    num_rows = shapes.tokens + sequences * shapes.prompts
-    grad = torch.zeros(num_rows, width, **draw)
+    num_positions = shapes.tokens + sequences * shapes.prompts
+    grad = torch.zeros(num_positions, width, dtype=dtype, device=device)
+
+    # Both copy, so both have the same candidates.
     candidates = {
         "BLOCK_R": (1, 2, 4, 8),
         "BLOCK_D": (512, 1024, 2048, 4096),
@@ -69,7 +76,7 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
             names["pack"],
             candidates,
             lambda config: pack(embedding, ids, cu_seqlens, prompts, {names["pack"]: config}),
-            2 * num_rows * width * embedding.itemsize,
+            2 * num_positions * width * embedding.itemsize,
         ),
         Tunable(
             names["unprefix"],

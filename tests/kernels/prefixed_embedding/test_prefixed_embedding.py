@@ -1,10 +1,10 @@
-"""The packed decoder input against concatenation written out row by row."""
+"""The packed decoder input against concatenation written out sequence by sequence."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdpvae_kernels import prefixed_embedding, prefixed_rows
+from cdpvae_kernels import prefixed_embedding, prefixed_positions, prefixed_rows
 
 V, D = 10, 3
 LENGTHS = [4, 0, 1, 3]  # an empty sequence in between
@@ -24,8 +24,8 @@ def problem(num_prompts, dtype=torch.float64):
 
 def written_out(embedding, ids, cu_seqlens, prompts):
     parts = []
-    for row, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
-        parts += [prompts[row], embedding[ids[start:end]]]
+    for sequence, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True)):
+        parts += [prompts[sequence], embedding[ids[start:end]]]
     return torch.cat(parts)
 
 
@@ -64,20 +64,29 @@ def test_a_frozen_embedding_gets_no_gradient():
 
 
 @pytest.mark.parametrize("num_prompts", [0, 1, 5])
-def test_prefixed_rows_find_the_tokens(num_prompts):
+def test_prefixed_positions_find_the_tokens(num_prompts):
     embedding, ids, cu_seqlens, prompts = problem(num_prompts)
     packed, _ = prefixed_embedding(embedding, ids, cu_seqlens, prompts)
-    rows = torch.tensor([7, 0, 4, 3, 3, 5])
-    moved = prefixed_rows(rows, cu_seqlens, num_prompts)
+    positions = torch.tensor([7, 0, 4, 3, 3, 5])
+    moved = prefixed_positions(positions, cu_seqlens, num_prompts)
     assert moved.dtype == torch.int64
-    assert torch.equal(packed[moved], embedding[ids[rows]])
+    assert torch.equal(packed[moved], embedding[ids[positions]])
+
+
+def test_prefixed_rows_the_former_name_is_accepted_with_a_notice():
+    _, _, cu_seqlens, _ = problem(2)
+    every = torch.arange(int(cu_seqlens[-1]))
+    with pytest.warns(DeprecationWarning, match="prefixed_rows is now called prefixed_pos") as seen:
+        moved = prefixed_rows(rows=every, cu_seqlens=cu_seqlens, num_prompts=2)
+    assert torch.equal(moved, prefixed_positions(every, cu_seqlens, 2))
+    assert [notice.filename for notice in seen] == [__file__]
 
 
 def test_no_sequences():
     ids, cu_seqlens = torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
     packed, packed_cu = prefixed_embedding(torch.ones(V, D), ids, cu_seqlens, torch.ones(0, 4, D))
     assert packed.shape == (0, D) and packed_cu.tolist() == [0]
-    assert prefixed_rows(ids, cu_seqlens, 4).shape == (0,)
+    assert prefixed_positions(ids, cu_seqlens, 4).shape == (0,)
 
 
 def test_shapes_propagate_without_data():
@@ -88,7 +97,7 @@ def test_shapes_propagate_without_data():
         packed.sum().backward()
         assert packed.shape == (17, D) and packed_cu.shape == (3,)
         assert prompts.grad.shape == (2, 4, D)
-        assert prefixed_rows(ids, cu_seqlens, 4).shape == (9,)
+        assert prefixed_positions(ids, cu_seqlens, 4).shape == (9,)
 
 
 def test_wrong_arguments_are_refused():
@@ -107,8 +116,8 @@ def test_wrong_arguments_are_refused():
     refused(r"impl='cuda': prefixed_embedding has .*'reference', 'triton'", impl="cuda")
     refused(r"impl='triton': prefixed_embedding computes in torch.float64", impl="triton")
     with pytest.raises(ValueError, match=r"num_prompts=-1"):
-        prefixed_rows(ids, cu_seqlens, -1)
-    with pytest.raises(ValueError, match=r"rows holds 8; .*\[0, 8\)"):
-        prefixed_rows(torch.tensor([8]), cu_seqlens, 2)
+        prefixed_positions(ids, cu_seqlens, -1)
+    with pytest.raises(ValueError, match=r"positions holds 8; .*\[0, 8\)"):
+        prefixed_positions(torch.tensor([8]), cu_seqlens, 2)
     with pytest.raises(ValueError, match=r"cu_seqlens is empty"):
-        prefixed_rows(ids, cu_seqlens[:0], 2)
+        prefixed_positions(ids, cu_seqlens[:0], 2)
