@@ -18,7 +18,19 @@ from cdpvae_kernels.common.dispatch import choose_name
 WIDEST_ON_GPU = 256
 
 
-def check(z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor) -> None:
+def check(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+) -> None:
+    """Raise ValueError for arguments of a loss that have a wrong shape, dtype or value.
+
+    z (B, Z), weight (V, Z), bias (V,): float.
+    ids (T,): int64 or int32, in [0, V).
+    cu_seqlens (B+1,): int32.
+    """
     check_packing(ids, cu_seqlens)
     check_tensor("z", z, (cu_seqlens.numel() - 1, "Z"), FLOATS)
     check_tensor("weight", weight, ("V", z.shape[1]), FLOATS)
@@ -27,9 +39,21 @@ def check(z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tens
 
 
 def choose(
-    op: str, impl: str | None, z: Tensor, weight: Tensor, bias: Tensor, names: tuple[str, ...]
+    op: str,
+    impl: str | None,
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    names: tuple[str, ...],
 ) -> str:
-    """The one of `names` that runs; the widest dtype, then bf16, decide what can."""
+    """Return the one of `names` that runs. Raises ValueError for an `impl` that cannot.
+
+    op: the public function, for messages.
+    impl: the implementation asked for, None for the best one.
+    z, weight, bias: their widest dtype, then bf16, and the width of z decide what can run.
+    names: the implementations of the loss.
+    """
+    # The one dtype that decides: fp64 is computed by the reference alone, bf16 not interpreted.
     dtypes = (z.dtype, weight.dtype, bias.dtype)
     decisive = (torch.float64, torch.bfloat16)
     dtype = next((d for d in decisive if d in dtypes), z.dtype)
@@ -39,8 +63,9 @@ def choose(
             f"impl='triton': {op} got z of width {z.shape[1]}; its kernels take at most "
             f"{WIDEST_ON_GPU}, the reference any"
         )
+
     # Too wide for the kernels; and tiles are cut by the tokens' values, which a traced graph lacks.
     unfit = {"triton" if wide else "", "tiled" if not has_values(z) else ""}
     if impl is None:
         names = tuple(name for name in names if name not in unfit)
-    return choose_name(op, impl, z.device, dict.fromkeys(names), dtype)
+    return choose_name(op, impl, z.device, names, dtype)

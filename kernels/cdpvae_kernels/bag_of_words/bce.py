@@ -1,4 +1,7 @@
-"""The bag-of-words loss over sets: binary cross-entropy of every token of the vocabulary."""
+"""The bag-of-words loss over sets: binary cross-entropy of every token of the vocabulary.
+
+Shapes: `B` rows, `Z` latent, `V` vocabulary, `T` packed tokens.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,17 @@ def bow_bce(
     reduction: str = "mean",
     impl: str | None = None,
 ) -> Tensor:
-    """Binary cross-entropy with logits z W^T + b against the *set* of each row's ids.
+    """Compute the binary cross-entropy of logits z W^T + b against the *set* of each row's ids.
 
-    z: (B, Z) float. weight: (V, Z) float. bias: (V,) float. ids: (T,) int64 or int32, rows end to
-    end; a repeated id counts once, a row without ids is all negatives. cu_seqlens: (B+1,) int32.
+    z (B, Z): float.
+    weight (V, Z): float.
+    bias (V,): float.
+    ids (T,): int64 or int32, rows end to end; a repeated id counts once, a row without ids is all
+        negatives.
+    cu_seqlens (B+1,): int32, where each row starts and the last one ends.
     reduction: "mean" or "sum", over rows and vocabulary. No rows give 0.
+    impl: "reference", "tiled" or "triton"; None picks by device.
+
     Returns a scalar in nats, fp32 (fp64 if any of z, weight, bias is), and computes in that dtype.
     Differentiable once in z, weight and bias. On a GPU, where z and weight have one half precision,
     d loss / d logits is rounded to it before it is multiplied with them; ids are not checked there

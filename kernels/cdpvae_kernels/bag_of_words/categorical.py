@@ -1,4 +1,7 @@
-"""The bag-of-words loss over tokens: categorical cross-entropy, averaged row by row."""
+"""The bag-of-words loss over tokens: categorical cross-entropy, averaged row by row.
+
+Shapes: `B` rows, `Z` latent, `V` vocabulary, `T` packed tokens.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,18 @@ def bow_categorical(
     *,
     impl: str | None = None,
 ) -> Tensor:
-    """Per row the mean over its tokens of -log softmax(z W^T + b)[token], then the mean over rows.
+    """Average -log softmax(z W^T + b)[token] over each row's tokens, then over the rows.
 
-    Repeated ids count each time; a row without tokens contributes 0, no rows give 0. Arguments,
-    dtypes and errors as for `bow_bce`. Zhao et al. 2017, "Learning discourse-level diversity for
-    neural dialog models", with the sum over tokens divided by their count.
+    z (B, Z): float.
+    weight (V, Z): float.
+    bias (V,): float.
+    ids (T,): int64 or int32, rows end to end; a repeated id counts each time.
+    cu_seqlens (B+1,): int32, where each row starts and the last one ends.
+    impl: "reference" or "triton"; None picks by device.
+
+    A row without tokens contributes 0, no rows give 0. Dtypes, gradients and errors as for
+    `bow_bce`. Zhao et al. 2017, "Learning discourse-level diversity for neural dialog models", with
+    the sum over tokens divided by their count.
     """
     arguments.check(z, weight, bias, ids, cu_seqlens)
     names = ("reference", "triton")

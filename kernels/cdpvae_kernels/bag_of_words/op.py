@@ -1,27 +1,42 @@
-"""Bag-of-words losses: what z alone says about which tokens the text holds.
+"""The operator behind both bag-of-words losses on a GPU, and its backward pass.
 
 Shapes: `B` rows, `Z` latent, `V` vocabulary, `T` packed tokens.
 
-On a GPU both losses are one operator, `cdpvae_kernels::bow`, which also computes the gradient of z
-and what that of the head needs, so that the weight is read once (the categorical loss: twice).
+Both losses are one operator, `cdpvae_kernels::bow`, which also computes the gradient of z and what
+that of the head needs, so that the weight is read once (the categorical loss: twice).
 """
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor
 
+from cdpvae_kernels.common.autograd import OperatorContext, gradients_of_first
 from cdpvae_kernels.common.dispatch import from_triton
 
-_sums = {
-    False: from_triton("bag_of_words", "bce"),
-    True: from_triton("bag_of_words", "categorical"),
-}
+_bce = from_triton("bag_of_words", "bce")
+_categorical = from_triton("bag_of_words", "categorical")
 _head_gradients = from_triton("bag_of_words", "head_gradients")
 
 
-def through_operator(z, weight, bias, ids, cu_seqlens, *, categorical: bool) -> Tensor:
-    """The sum over rows, differentiable."""
+def through_operator(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    categorical: bool,
+) -> Tensor:
+    """Compute the sum of a loss over rows, (), differentiable once in z, weight and bias.
+
+    z (B, Z), weight (V, Z), bias (V,): float.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    categorical: the categorical loss; else the BCE, summed over the vocabulary too.
+    """
     grad = torch.is_grad_enabled()
     want_head = grad and (weight.requires_grad or bias.requires_grad)
     want_z = grad and z.requires_grad
@@ -39,28 +54,45 @@ def _operator(
     want_z: bool,
     want_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss () fp32, its gradient of z (B, Z) fp32, its errors d loss / d logits (B, V)).
+    """Compute the loss () fp32, its gradient of z (B, Z) fp32, its errors (B, V).
 
-    What is not wanted is empty: an operator cannot return None.
+    The errors are d loss / d logits. What is not wanted is empty: an operator cannot return None.
     """
-    loss, grad_z, errors = _sums[categorical](z, weight, bias, ids, cu_seqlens, want_z, want_head)
-    return loss, *(loss.new_empty(0, 0) if x is None else x for x in (grad_z, errors))
+    run = _categorical if categorical else _bce
+    loss, grad_z, errors = run(z, weight, bias, ids, cu_seqlens, want_z, want_head)
+    if grad_z is None:
+        grad_z = loss.new_empty(0, 0)
+    if errors is None:
+        errors = loss.new_empty(0, 0)
+    return loss, grad_z, errors
 
 
 @_operator.register_fake
-def _(z, weight, bias, ids, cu_seqlens, categorical, want_z, want_head):
-    fp32 = {"dtype": torch.float32}
+def _(
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    categorical: bool,
+    want_z: bool,
+    want_head: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    loss = z.new_empty((), dtype=torch.float32)
+    grad_z = loss.new_empty(z.shape if want_z else (0, 0))
+    if not want_head:
+        return loss, grad_z, loss.new_empty(0, 0)
     errors_dtype = z.dtype if z.dtype == weight.dtype else torch.float32
-    return (
-        z.new_empty((), **fp32),
-        z.new_empty(z.shape if want_z else (0, 0), **fp32),
-        z.new_empty(z.shape[0], weight.shape[0], dtype=errors_dtype)
-        if want_head
-        else z.new_empty(0, 0, **fp32),
-    )
+    return loss, grad_z, z.new_empty(z.shape[0], weight.shape[0], dtype=errors_dtype)
 
 
-def _save(ctx, inputs, output) -> None:
+class _Context(OperatorContext, Protocol):
+    want_z: bool
+    want_head: bool
+    dtypes: tuple[torch.dtype, torch.dtype]
+
+
+def _save(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     z, weight, bias, *_, want_z, want_head = inputs
     _, grad_z, errors = output
     ctx.want_z, ctx.want_head = want_z, want_head
@@ -70,13 +102,17 @@ def _save(ctx, inputs, output) -> None:
     ctx.save_for_backward(grad_z, errors, z)
 
 
-def _backward(ctx, upstream, *_) -> tuple:
-    grads: tuple = (None, None, None)
+def _backward(
+    ctx: _Context, upstream: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    of_z = of_weight = of_bias = None
     if upstream is not None:
-        wanted = (ctx.want_z, ctx.want_head, ctx.want_head)
         found = _gradients(upstream, *ctx.saved_tensors, ctx.want_z, ctx.want_head, *ctx.dtypes)
-        grads = tuple(g if want else None for g, want in zip(found, wanted, strict=True))
-    return (*grads, *(None,) * 5)
+        if ctx.want_z:
+            of_z = found[0]
+        if ctx.want_head:
+            of_weight, of_bias = found[1:]
+    return gradients_of_first(ctx, of_z, of_weight, of_bias)
 
 
 _operator.register_autograd(_backward, setup_context=_save)
@@ -93,18 +129,29 @@ def _gradients(
     weight_dtype: torch.dtype,
     bias_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of z (B, Z), weight (V, Z) and bias (V,), each in its dtype; empty where not wanted.
+    """Compute the gradients of z (B, Z), weight (V, Z) and bias (V,), each in its dtype.
 
+    One that is not wanted is empty: an operator cannot return None.
     An operator without a derivative: a second differentiation is an error, never a wrong number.
     """
     of_z = (grad_z * upstream).to(z.dtype) if want_z else z.new_empty(0)
     if not want_head:
         return of_z, z.new_empty(0), z.new_empty(0)
-    return of_z, *_head_gradients(errors, z, upstream, weight_dtype, bias_dtype)
+    of_weight, of_bias = _head_gradients(errors, z, upstream, weight_dtype, bias_dtype)
+    return of_z, of_weight, of_bias
 
 
 @_gradients.register_fake
-def _(upstream, grad_z, errors, z, want_z, want_head, weight_dtype, bias_dtype):
+def _(
+    upstream: Tensor,
+    grad_z: Tensor,
+    errors: Tensor,
+    z: Tensor,
+    want_z: bool,
+    want_head: bool,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
     of_z = z.new_empty(z.shape if want_z else 0)
     if not want_head:
         return of_z, z.new_empty(0), z.new_empty(0)

@@ -1,4 +1,8 @@
-"""The definitions of the bag-of-words losses in plain PyTorch."""
+"""The definitions of the bag-of-words losses in plain PyTorch: the oracle of the other two.
+
+Shapes: `B` rows, `Z` latent, `V` vocabulary, `T` packed tokens. Arguments are those of the public
+functions, which have checked them. Logits and reductions are fp32, or fp64 if any operand is.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +12,20 @@ from cdpvae_kernels.common.packing import sequence_of
 
 
 def bow_bce(
-    z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor, reduction: str
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    reduction: str,
 ) -> Tensor:
-    """See `bow_bce.bow_bce`."""
+    """Compute the BCE on whole logits against a dense multi-hot target.
+
+    z (B, Z), weight (V, Z), bias (V,): float.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    reduction: "mean" or "sum".
+    """
     logits_BV = _bow_logits(z, weight, bias)
     present_BV = torch.zeros_like(logits_BV)
     present_BV.view(-1).index_fill_(0, _flat_cells(ids, cu_seqlens, weight.shape[0]), 1.0)
@@ -19,9 +34,18 @@ def bow_bce(
 
 
 def bow_categorical(
-    z: Tensor, weight: Tensor, bias: Tensor, ids: Tensor, cu_seqlens: Tensor
+    z: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
 ) -> Tensor:
-    """See `bow_bce.bow_categorical`."""
+    """Compute the categorical loss from whole log-probabilities and dense counts.
+
+    z (B, Z), weight (V, Z), bias (V,): float.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    """
     log_p_BV = _bow_logits(z, weight, bias).log_softmax(dim=-1)
     counts_BV = torch.zeros_like(log_p_BV)
     cells = _flat_cells(ids, cu_seqlens, weight.shape[0])
@@ -32,11 +56,13 @@ def bow_categorical(
 
 
 def _bow_logits(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return z W^T + b, (B, V), in fp64 if any operand is, else in fp32."""
     doubles = torch.float64 in (z.dtype, weight.dtype, bias.dtype)
     dtype = torch.float64 if doubles else torch.float32
     return F.linear(z.to(dtype), weight.to(dtype), bias.to(dtype))
 
 
 def _flat_cells(ids: Tensor, cu_seqlens: Tensor, vocab: int) -> Tensor:
+    """Return each token's place, row * V + id, in a flattened (B, V)."""
     tokens = torch.arange(ids.numel(), device=ids.device)
     return sequence_of(tokens, cu_seqlens) * vocab + ids

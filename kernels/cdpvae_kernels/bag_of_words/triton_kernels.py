@@ -52,6 +52,7 @@ def targets_kernel(
     STEPS: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
+    """Set the bit of every token in its row. Grid: blocks of tokens."""
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     inside = token < num_tokens
     row = sequence_of(tl.where(inside, token, 0), cu_seqlens_ptr, num_rows, 0, STEPS)
@@ -65,7 +66,7 @@ def targets_kernel(
 
 @triton.jit
 def _matrix(ptr, first, num_rows, width, BLOCK: tl.constexpr, BLOCK_Z: tl.constexpr):
-    """Rows first ... first + BLOCK of a (num_rows, width) matrix, zeros beyond it."""
+    """Load rows first ... first + BLOCK of a (num_rows, width) matrix, zeros beyond it."""
     row = tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK_Z)
     ptr += tl.cast(first, tl.int64) * width
@@ -75,8 +76,11 @@ def _matrix(ptr, first, num_rows, width, BLOCK: tl.constexpr, BLOCK_Z: tl.conste
 
 @triton.jit
 def _product(a, b):
-    """a b in fp32. A product of fp32 with a half precision is exact and yet on the tensor cores:
-    three numbers of 8 bits (bf16) or 11 (fp16) add up to one of fp32's 24."""
+    """Multiply a b in fp32.
+
+    A product of fp32 with a half precision is exact and yet on the tensor cores: three numbers of
+    8 bits (bf16) or 11 (fp16) add up to one of fp32's 24.
+    """
     if a.dtype == b.dtype:
         return tl.dot(a, b, input_precision="ieee")
     high = a.to(b.dtype)
@@ -88,7 +92,10 @@ def _product(a, b):
 
 @triton.jit
 def _logits(z, weight, bias_ptr, columns, vocab):
-    """z W^T + b, -inf past the vocabulary, where so every loss, probability and error is 0."""
+    """Compute z W^T + b, -inf past the vocabulary.
+
+    Every loss, probability and error is 0 there.
+    """
     bias = tl.load(bias_ptr + columns, mask=columns < vocab, other=float("-inf")).to(tl.float32)
     return _product(z, tl.trans(weight)) + bias[None, :]
 
@@ -107,7 +114,7 @@ def log_sum_exp_kernel(
     BLOCK_V: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
-    """Each program's log of the sum of exp over its blocks -> (G, B)."""
+    """Compute each program's log of the sum of exp over its blocks -> (G, B)."""
     program = tl.program_id(0)
     for first in range(0, num_rows, BLOCK_B):
         row = first + tl.arange(0, BLOCK_B)
@@ -149,7 +156,7 @@ def errors_kernel(
     BLOCK_V: tl.constexpr,
     PROGRAMS: tl.constexpr,
 ):
-    """BCE: loss (G,). Both: gradient of z (G, B, Z) and LIFT x errors (B, V).
+    """Compute the gradient of z (G, B, Z) and LIFT x errors (B, V); for the BCE the loss (G,) too.
 
     The categorical errors here are the probabilities alone; `cells_kernel` and `bag_kernel` add
     what the targets do.
@@ -218,7 +225,7 @@ def bag_kernel(
     BLOCK_Z: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """One program a row: mean over its tokens of their rows of the weight and of their logits."""
+    """Average over a row's tokens their rows of the weight and their logits. Grid: rows."""
     row = tl.program_id(0)
     latent = tl.arange(0, BLOCK_Z)
     used = latent < width
@@ -263,7 +270,7 @@ def cells_kernel(
     BLOCK_Z: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """errors[row, id] = LIFT x (p - count / length) for every token, its count within its row.
+    """Set errors[row, id] = LIFT x (p - count / length) for every token, its count within its row.
 
     Each token compares itself with all of its row: length^2 comparisons of integers, no memory.
     Only the first of equal tokens writes, so no cell is written twice.
@@ -314,7 +321,10 @@ def head_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """upstream x errors^T z and upstream x the sum of errors. Grid: blocks of the vocabulary."""
+    """Compute upstream x errors^T z and upstream x the sum of errors.
+
+    Grid: blocks of the vocabulary.
+    """
     start = tl.program_id(0) * BLOCK_V
     columns = start + tl.arange(0, BLOCK_V)
     latent = tl.arange(0, BLOCK_Z)

@@ -1,9 +1,11 @@
-"""The bag-of-words losses on the GPU: what launches `bow_kernels`, how they compile and are tuned.
+"""The bag-of-words losses on the GPU: what launches `triton_kernels`.
 
 Legend: B rows, Z latent, V vocabulary, T packed tokens, G programs.
 
 BCE: targets, errors. Categorical: bag, log_sum_exp, errors, cells. Backward, both: head. Any number
 of rows: blocks of BLOCK_B in turn, which after the first find the weight in the L2 cache.
+
+Every function takes `configs`, entries that count before those of the table, for tests and tuning.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ from cdpvae_kernels.common.matmul import HALVES
 from cdpvae_kernels.common.packing import search_steps
 from cdpvae_kernels.common.runtime import configuration
 
-# Rows up to which a configuration for few rows is taken: one block of the tensor cores.
+# Up to so many rows a configuration for few rows is taken: one block of the tensor cores.
 FEW_ROWS = 16
 # The blocks of the vocabulary are laid out for this latent width and shrink for a wider one.
 USUAL_WIDTH = 64
 # fp16 holds nothing below 6e-8: errors are at most 1 and are lifted as far as it allows.
 LIFT = {torch.float16: 2.0**15}
+
+Configs = dict[str, LaunchConfig] | None
 
 
 class Sums(NamedTuple):
@@ -44,9 +48,14 @@ def bce(
     cu_seqlens: Tensor,
     want_z: bool,
     want_head: bool,
-    configs: dict[str, LaunchConfig] | None = None,
+    configs: Configs = None,
 ) -> Sums:
-    """As `reference.bow_bce` with reduction "sum". configs: another table's entries."""
+    """Compute what `reference.bow_bce` does with reduction "sum", and its gradients.
+
+    z, weight, bias, ids, cu_seqlens: as the public function takes them.
+    want_z: whether to compute the gradient of z.
+    want_head: whether to compute the errors, of which `head_gradients` makes the head's gradients.
+    """
     if z.shape[0] == 0:
         return _of_no_rows(z, weight, want_z, want_head)
     head = Head.of(z, weight, bias)
@@ -62,9 +71,15 @@ def categorical(
     cu_seqlens: Tensor,
     want_z: bool,
     want_head: bool,
-    configs: dict[str, LaunchConfig] | None = None,
+    configs: Configs = None,
 ) -> Sums:
-    """As `reference.bow_categorical`, summed over rows. configs: another table's entries."""
+    """Compute what `reference.bow_categorical` does, summed over rows, and its gradients.
+
+    z, weight, bias, ids, cu_seqlens: as the public function takes them.
+    want_z: whether to compute the gradient of z.
+    want_head: whether to compute the errors, of which `head_gradients` makes the head's gradients.
+    """
+    # The loss: each row's log-sum-exp less the mean logit of its tokens.
     if z.shape[0] == 0:
         return _of_no_rows(z, weight, want_z, want_head)
     head = Head.of(z, weight, bias)
@@ -74,12 +89,16 @@ def categorical(
     loss = torch.where(has_tokens, lse - mean_logit, 0.0).sum()
     if not (want_z or want_head):
         return Sums(loss, None, None)
+
+    # The gradients: of the log-sum-exp first, then what the row's own tokens take off.
     # A row without tokens has no gradient: against infinity every probability is 0.
     lse = torch.where(has_tokens, lse, float("inf"))
     _, grad_z, errors = launch_errors(head, None, lse, want_z, want_head, configs)
-    if want_head:
+    if errors is not None:
         launch_cells(head, ids, cu_seqlens, lse, errors, configs)
-    return Sums(loss, grad_z.sub_(mean_weight) if want_z else None, errors)
+    if grad_z is not None:
+        grad_z.sub_(mean_weight)
+    return Sums(loss, grad_z, errors)
 
 
 def head_gradients(
@@ -88,9 +107,16 @@ def head_gradients(
     upstream: Tensor,
     weight_dtype: torch.dtype,
     bias_dtype: torch.dtype,
-    configs: dict[str, LaunchConfig] | None = None,
+    configs: Configs = None,
 ) -> tuple[Tensor, Tensor]:
-    """errors (B, V), z (B, Z), upstream () -> gradients of weight (V, Z) and bias (V,)."""
+    """Compute the gradients of weight (V, Z) and bias (V,) from the errors of a forward pass.
+
+    errors (B, V): as `Sums` has them.
+    z (B, Z): float.
+    upstream (): the gradient of the loss.
+    weight_dtype: of the weight and its gradient.
+    bias_dtype: of the bias and its gradient.
+    """
     (num_rows, vocab), width = errors.shape, z.shape[1]
     grad_weight = torch.empty(vocab, width, dtype=weight_dtype, device=z.device)
     grad_bias = torch.empty(vocab, dtype=bias_dtype, device=z.device)
@@ -123,6 +149,7 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, z: Tensor, weight: Tensor, bias: Tensor) -> Head:
+        """Convert z (B, Z), weight (V, Z) and bias (V,)."""
         halves = z.dtype == weight.dtype and z.dtype in HALVES
         z = z.to(z.dtype if halves else torch.float32)
         return cls(z.contiguous(), weight.contiguous(), bias.contiguous())
@@ -130,14 +157,16 @@ class Head(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int]:
         """B, V, Z."""
-        return self.z.shape[0], *self.weight.shape
+        vocab, width = self.weight.shape
+        return self.z.shape[0], vocab, width
 
     @property
     def lift(self) -> float:
+        """By what the errors are multiplied so that the head's dtype holds the small ones."""
         return LIFT.get(self.weight.dtype, 1.0)
 
-    def programs(self, kernel: str, configs) -> tuple[int, LaunchConfig]:
-        """How many programs share the vocabulary, and their configuration."""
+    def programs(self, kernel: str, configs: Configs) -> tuple[int, LaunchConfig]:
+        """Return how many programs share the vocabulary, and their configuration."""
         # Without tensor cores the products themselves fill the registers.
         suffix = "_fp32" if self.weight.dtype == torch.float32 else ""
         config = _by_rows(kernel, self.z, self.z.shape[1], suffix, configs)
@@ -145,22 +174,26 @@ class Head(NamedTuple):
         return min(config["PROGRAMS"], blocks), config
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Make an uninitialised tensor beside the operands."""
         return torch.empty(shape, dtype=dtype, device=self.z.device)
 
 
 def _of_no_rows(z: Tensor, weight: Tensor, want_z: bool, want_head: bool) -> Sums:
+    """Return a loss of 0 and empty gradients: a grid of no programs cannot be launched."""
     zero = torch.zeros((), device=z.device)
     grad_z = torch.zeros(z.shape, device=z.device) if want_z else None
     return Sums(zero, grad_z, z.new_empty(0, weight.shape[0]) if want_head else None)
 
 
-def launch_targets(head: Head, ids: Tensor, cu_seqlens: Tensor, configs) -> Tensor:
-    """-> bits (B, words) int32."""
+def launch_targets(head: Head, ids: Tensor, cu_seqlens: Tensor, configs: Configs) -> Tensor:
+    """Set one bit per row and token that it holds: bits (B, words) int32."""
+    # No token sets no bit: a grid of no programs cannot be launched.
     num_rows, vocab, _ = head.sizes
     num_words = triton.cdiv(vocab, kernels.BITS.value)
     bits = torch.zeros(num_rows, num_words, dtype=torch.int32, device=ids.device)
     if ids.numel() == 0:
         return bits
+
     config = configuration("bow.targets", ids.device, configs)
     kernels.targets_kernel[(triton.cdiv(ids.numel(), config["BLOCK_T"]),)](
         ids.contiguous(),
@@ -176,8 +209,8 @@ def launch_targets(head: Head, ids: Tensor, cu_seqlens: Tensor, configs) -> Tens
     return bits
 
 
-def launch_log_sum_exp(head: Head, configs) -> Tensor:
-    """-> (G, B)."""
+def launch_log_sum_exp(head: Head, configs: Configs) -> Tensor:
+    """Compute each program's log-sum-exp over its share of the vocabulary, (G, B) fp32."""
     num_rows, vocab, width = head.sizes
     programs, config = head.programs("bow.log_sum_exp", configs)
     out = head.empty(programs, num_rows)
@@ -187,13 +220,29 @@ def launch_log_sum_exp(head: Head, configs) -> Tensor:
     return out
 
 
-def launch_errors(head: Head, bits, lse, want_z: bool, want_head: bool, configs) -> Sums:
-    """With `bits` the BCE; with `lse` the categorical probabilities, whose loss here is 0."""
+def launch_errors(
+    head: Head,
+    bits: Tensor | None,
+    lse: Tensor | None,
+    want_z: bool,
+    want_head: bool,
+    configs: Configs,
+) -> Sums:
+    """Compute the BCE given `bits`, or given `lse` the categorical probabilities.
+
+    head: the operands.
+    bits (B, words): int32, the targets of the BCE; else None.
+    lse (B,): fp32, the log-sum-exp of the categorical loss, whose loss here is 0; else None.
+    want_z: whether to compute the gradient of z.
+    want_head: whether to compute the errors.
+    """
+    # Make room: the programs' sums apart, since they are added in a fixed order afterwards.
     num_rows, vocab, width = head.sizes
     programs, config = head.programs("bow.errors", configs)
     loss = head.empty(programs if lse is None else 0)
     grad_z = head.empty(programs, num_rows, width) if want_z else None
     errors = head.empty(num_rows, vocab, dtype=head.z.dtype) if want_head else None
+
     kernels.errors_kernel[(programs,)](
         *head,
         bits,
@@ -212,11 +261,13 @@ def launch_errors(head: Head, bits, lse, want_z: bool, want_head: bool, configs)
         BLOCK_Z=_block_z(width),
         **config,
     )
-    return Sums(loss.sum(), grad_z.sum(dim=0) if want_z else None, errors)
+    return Sums(loss.sum(), None if grad_z is None else grad_z.sum(dim=0), errors)
 
 
-def launch_bag(head: Head, ids: Tensor, cu_seqlens: Tensor, configs) -> tuple[Tensor, Tensor]:
-    """-> (B, Z) and (B,) fp32."""
+def launch_bag(
+    head: Head, ids: Tensor, cu_seqlens: Tensor, configs: Configs
+) -> tuple[Tensor, Tensor]:
+    """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32."""
     num_rows, _, width = head.sizes
     mean_weight, mean_logit = head.empty(num_rows, width), head.empty(num_rows)
     config = configuration("bow.bag", ids.device, configs)
@@ -233,7 +284,23 @@ def launch_bag(head: Head, ids: Tensor, cu_seqlens: Tensor, configs) -> tuple[Te
     return mean_weight, mean_logit
 
 
-def launch_cells(head: Head, ids, cu_seqlens, lse, errors, configs) -> None:
+def launch_cells(
+    head: Head,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    lse: Tensor,
+    errors: Tensor,
+    configs: Configs,
+) -> None:
+    """Overwrite the categorical errors at each row's own tokens, where the targets count.
+
+    head: the operands.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    lse (B,): fp32.
+    errors (B, V): written at the tokens.
+    """
+    # No token changes no error: a grid of no programs cannot be launched.
     if ids.numel() == 0:
         return
     num_rows, vocab, width = head.sizes
@@ -255,8 +322,20 @@ def launch_cells(head: Head, ids, cu_seqlens, lse, errors, configs) -> None:
     )
 
 
-def _by_rows(kernel: str, rows: Tensor, width: int, suffix: str, configs) -> LaunchConfig:
-    """The configuration for as many rows as the tensor has, its blocks narrowed for a wide z."""
+def _by_rows(
+    kernel: str,
+    rows: Tensor,
+    width: int,
+    suffix: str,
+    configs: Configs,
+) -> LaunchConfig:
+    """Look up the configuration for as many rows as the tensor has, narrowed for a wide z.
+
+    kernel: "bow.<kernel>".
+    rows (B, ...): on the device of the launch.
+    width: Z.
+    suffix: "_fp32" for the configurations without tensor cores, else empty.
+    """
     name = f"{kernel}.{'few' if rows.shape[0] <= FEW_ROWS else 'many'}{suffix}"
     config = configuration(name, rows.device, configs)
     wide = max(_block_z(width) // USUAL_WIDTH, 1)

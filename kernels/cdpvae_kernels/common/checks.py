@@ -14,23 +14,29 @@ INTEGERS = (torch.int64, torch.int32)
 
 
 def has_values(tensor: Tensor) -> bool:
-    """True where the tensor holds data, on any device. While a graph is traced none does."""
+    """Return True where the tensor holds data, on any device; in a traced graph no tensor does."""
     if torch.compiler.is_compiling():
         return False
     return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
 
 
 def readable(tensor: Tensor) -> bool:
-    """True where the values can be read without waiting for a device."""
+    """Return True where the values can be read without waiting for a device."""
     return has_values(tensor) and tensor.device.type == "cpu"
 
 
 def check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...]
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int | str, ...],
+    dtypes: tuple[torch.dtype, ...],
 ) -> None:
     """Raise ValueError unless `tensor` has one of `dtypes` and the given shape.
 
-    An integer in `shape` must match; a string names a free dimension in the message.
+    name: of the argument, for the message.
+    tensor: the argument.
+    shape: an integer must match; a string names a free dimension in the message.
+    dtypes: those that are accepted.
     """
     matches = tensor.dim() == len(shape) and all(
         isinstance(rule, str) or size == rule
@@ -56,6 +62,7 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
 
 def check_packing(ids: Tensor, cu_seqlens: Tensor) -> None:
     """Raise ValueError unless ids (T,) and cu_seqlens (B+1,) int32 describe packed sequences."""
+    # Shapes and dtypes first: the values mean nothing without them.
     check_tensor("ids", ids, ("T",), INTEGERS)
     check_tensor("cu_seqlens", cu_seqlens, ("B+1",), (torch.int32,))
     if cu_seqlens.numel() == 0:

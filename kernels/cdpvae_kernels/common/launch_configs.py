@@ -15,6 +15,7 @@ import json
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ USER_TABLE_VARIABLE = "CDPVAE_KERNELS_CONFIGS"
 
 
 def user_table_path() -> Path:
-    """Where the tuner writes: $CDPVAE_KERNELS_CONFIGS, or a file in the user's cache."""
+    """Return where the tuner writes: $CDPVAE_KERNELS_CONFIGS, or a file in the user's cache."""
     if path := os.environ.get(USER_TABLE_VARIABLE):
         return Path(path)
     cache_home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -34,7 +35,7 @@ def user_table_path() -> Path:
 
 
 def launch_config(kernel: str, device: torch.device) -> LaunchConfig:
-    """The configuration of `kernel` ("operation.kernel") on `device`.
+    """Look up the configuration of `kernel` ("operation.kernel") on `device`.
 
     Raises ValueError when the user's table cannot be read, KeyError for an unknown kernel.
     """
@@ -45,14 +46,14 @@ def launch_config(kernel: str, device: torch.device) -> LaunchConfig:
 
 
 def describe(device: torch.device) -> str:
-    """Which table counts on `device`, for the log: 'launch_configs.json: sm_90'."""
+    """Say which table counts on `device`, for the log: 'launch_configs.json: sm_90'."""
     table, name = next(place for place in _places(device) if place[1] in place[0])
     source = SHIPPED.name if table is read_table(SHIPPED) else str(user_table_path())
     return f"{source}: {name}"
 
 
 def architecture(device: torch.device) -> str:
-    """`sm_89` for a CUDA device of compute capability 8.9; the device's type for any other."""
+    """Return `sm_89` for a CUDA device of compute capability 8.9, the type of any other device."""
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
@@ -61,7 +62,7 @@ def architecture(device: torch.device) -> str:
 
 @cache
 def read_table(path: Path) -> Table:
-    """Read a table file. Raises ValueError for one that is no such table."""
+    """Read a table file. Raises ValueError for a file that is no such table."""
     try:
         table = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -76,6 +77,7 @@ def read_table(path: Path) -> Table:
 
 
 def _places(device: torch.device) -> list[tuple[Table, str]]:
+    """List the tables and the names in them under which to look, in order."""
     shipped = read_table(SHIPPED)
     places = [(shipped, architecture(device)), (shipped, "default")]
     path = user_table_path()
@@ -84,5 +86,6 @@ def _places(device: torch.device) -> list[tuple[Table, str]]:
     return places
 
 
-def _values(node: object) -> list:
+def _values(node: object) -> list[Any]:
+    """List the values of a JSON object; what is no object has one value, which no check accepts."""
     return list(node.values()) if isinstance(node, dict) else [None]

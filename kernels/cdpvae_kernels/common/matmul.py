@@ -12,17 +12,20 @@ HALVES = (torch.bfloat16, torch.float16)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, else fp32."""
+    """Return fp64 for fp64, else fp32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def operand(matrix: Tensor) -> Tensor:
-    """The matrix as `matmul` reads it, so that one used many times is converted once."""
+    """Convert a matrix to what `matmul` reads, so that one used many times is converted once."""
     return matrix.float() if matrix.dtype in HALVES and matrix.device.type == "cpu" else matrix
 
 
 def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a (M, K) @ b (K, N), as `operand` gives them -> (M, N) fp32 or fp64, into `out` if given."""
+    """Multiply a (M, K) @ b (K, N), as `operand` gives them; returns (M, N) fp32 or fp64.
+
+    out: where the product goes, if given.
+    """
     if a.dtype not in HALVES:
         return torch.mm(a, b) if out is None else torch.mm(a, b, out=out)
     if out is None:
@@ -31,7 +34,7 @@ def matmul(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b."""
+    """Add a @ b to `total`, in place."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
     else:

@@ -10,7 +10,10 @@ from cdpvae_kernels.common.launch_configs import LaunchConfig, launch_config
 
 
 def interpreting() -> bool:
-    """True when TRITON_INTERPRET=1 was set as Triton was imported: kernels run on CPU tensors."""
+    """Return True when TRITON_INTERPRET=1 was set as Triton was imported.
+
+    Kernels then run on CPU tensors.
+    """
     return knobs.runtime.interpret
 
 
@@ -20,9 +23,13 @@ def configuration(
     configs: dict[str, LaunchConfig] | None = None,
     **extents: int,
 ) -> LaunchConfig:
-    """How to launch the kernel called `name`: an entry of `configs`, else of the table.
+    """Look up how to launch the kernel called `name`: an entry of `configs`, else of the table.
 
-    No block becomes larger than its extent, given by name, rounded up to a power of two.
+    name: "operation.kernel", as in `launch_configs.json`.
+    device: its table counts.
+    configs: entries that count before those of the table.
+    extents: by the name of a block; no block becomes larger than its extent, rounded up to a power
+        of two of at least 16.
     """
     config = (configs or {}).get(name) or launch_config(name, device)
     capped = {

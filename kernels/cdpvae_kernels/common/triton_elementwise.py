@@ -8,8 +8,9 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def log1p(u):
-    """log(1 + u) for u >= 0 to fp32's relative precision; the hardware's logarithm is not near 1.
+    """Compute log(1 + u) for u >= 0 to fp32's relative precision.
 
+    The hardware's logarithm does not have it near 1.
     2 artanh(u / (2 + u)); for u < 1/2 the terms left out are below 1e-8 relative.
     """
     ratio = u / (2.0 + u)
@@ -22,7 +23,7 @@ def log1p(u):
 
 @triton.jit
 def softplus_and_sigmoid(x):
-    """log(1 + e^x) and its slope; both keep their relative precision where they are near 0."""
+    """Compute log(1 + e^x) and its slope; both keep relative precision where they are near 0."""
     decay = tl.exp2(tl.abs(x) * (-LOG2_E))
     softplus = tl.maximum(x, 0.0) + log1p(decay)
     sigmoid = tl.where(x < 0.0, decay, 1.0) / (1.0 + decay)

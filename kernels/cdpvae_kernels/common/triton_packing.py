@@ -6,9 +6,9 @@ import triton.language as tl
 
 @triton.jit
 def sequence_of(position, cu_seqlens_ptr, num_sequences, spacing, STEPS: tl.constexpr):
-    """The sequence of each position: how many of the offsets 1 ... B are not above it.
+    """Find the sequence of each position: count the offsets 1 ... B that are not above it.
 
-    spacing: rows put before every sequence (its prompts); offset i then counts as
+    spacing: positions put before every sequence (its prompts); offset i then counts as
     cu_seqlens[i] + i * spacing. STEPS: `search_steps(num_sequences)`.
     """
     low = position * 0

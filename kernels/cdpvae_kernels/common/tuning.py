@@ -1,4 +1,10 @@
-"""How a kernel is described to the compiler and to the tuner, and where the descriptions are."""
+"""How a kernel is described to the compiler and to the tuner, and where the descriptions are.
+
+Every operation has a file `tuning.py` with `specializations()`, the ways its kernels are compiled
+for the shapes of an 8B Llama, which `python -m cdpvae_kernels.resources` needs to count registers
+without a GPU, and `tunables(shapes, device)`, its kernels on data of their own, which
+`python -m cdpvae_kernels.tune` measures. Importing such a file imports Triton.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +34,13 @@ POINTERS = {
 class Specialization:
     """One way a kernel is launched, complete enough to compile it without a GPU.
 
-    config: its name in `launch_configs.json`. signature: type of every argument that is no
-    constexpr ("*bf16", "i32", "fp32"). constants: the constexprs that no configuration sets.
+    kernel: the function that `triton.jit` returned.
+    config: its name in `launch_configs.json`.
+    signature: type of every argument that is no constexpr ("*bf16", "i32", "fp32").
+    constants: the constexprs that no configuration sets.
     aligned: arguments whose value or address is a multiple of 16, as Triton finds at a launch.
-    hot: spills are not accepted. options: those of the compiler that no configuration sets.
+    hot: spills are not accepted.
+    options: those of the compiler that no configuration sets.
     """
 
     kernel: Any
@@ -47,7 +56,12 @@ class Specialization:
 class Shapes:
     """What the tuner runs the kernels on; the defaults are those of an 8B Llama.
 
-    rows: BoW rows (B). chunk: rows of logits held at a time. tokens: packed tokens.
+    vocab: V. width: D, the hidden size. latent: Z.
+    rows: B of the bag-of-words losses.
+    chunk: positions whose logits are held at a time.
+    tokens: packed tokens.
+    prompts: P, soft prompts of a sequence.
+    dtype: of the operands.
     """
 
     vocab: int = 128256
@@ -64,23 +78,23 @@ class Shapes:
 class Tunable:
     """A kernel on data of its own, ready to run with any configuration.
 
-    config: its name in `launch_configs.json`. candidates: values to try for each of its entries.
-    launch: run once. bytes: read and written by one launch.
+    config: its name in `launch_configs.json`.
+    candidates: values to try for each entry of the configuration.
+    launch: run once with a configuration.
+    bytes: read and written by one launch.
     """
 
     config: str
     candidates: dict[str, tuple[int, ...]]
-    launch: Callable[[LaunchConfig], None]
+    launch: Callable[[LaunchConfig], object]
     bytes: int
 
 
 def tuning_modules() -> list[ModuleType]:
     """Import `tuning.py` of every operation, in the order of the operations' names."""
-    packages = [
-        entry.name for entry in pkgutil.iter_modules(cdpvae_kernels.__path__) if entry.ispkg
+    operations = [
+        entry.name
+        for entry in pkgutil.iter_modules(cdpvae_kernels.__path__)
+        if entry.ispkg and entry.name != "common"
     ]
-    return [
-        importlib.import_module(f"cdpvae_kernels.{operation}.tuning")
-        for operation in packages
-        if operation != "common"
-    ]
+    return [importlib.import_module(f"cdpvae_kernels.{name}.tuning") for name in operations]

@@ -1,4 +1,7 @@
-"""The definition of the draws in plain PyTorch: the block function, ten rounds, and the normal."""
+"""The definition of the draws in plain PyTorch: Philox4x32-10, and the normal made of its words.
+
+Words are held in int64 tensors, because torch has no full uint32 arithmetic.
+"""
 
 import math
 
@@ -10,6 +13,7 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
 EPOCH_BITS = 24
+
 # Horner's coefficients of the normal draw, highest order first: artanh(r) / r, cos and sin(a) / a.
 LOG_SERIES = tuple(1.0 / odd for odd in range(23, 0, -2))
 COSINE_SERIES = tuple((-1.0) ** n / math.factorial(2 * n) for n in range(8, -1, -1))
@@ -20,9 +24,9 @@ ANGLE_OF_TURN = 2.0 * math.pi / 2.0**24
 def philox4x32(
     key: tuple[int, int], counters: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The block function, ten rounds: key of two uint32 words, counters and result of four.
+    """Apply the block function, ten rounds: a key of two uint32 words to counters of four.
 
-    Words are held in int64 tensors (broadcastable), because torch has no full uint32 arithmetic.
+    Counters are int64 tensors that broadcast; so is the result, four words.
     """
     k0, k1 = key
     c0, c1, c2, c3 = counters
@@ -35,6 +39,7 @@ def philox4x32(
 
 
 def _multiply32(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """Return the high and the low 32 bits of a product of two uint32."""
     # The 64-bit product would overflow int64; with the multiplier in 16-bit halves every partial
     # result stays below 2^49.
     low = word * (multiplier & 0xFFFF)
@@ -43,11 +48,19 @@ def _multiply32(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
 
 
 def draw(
-    sample: Tensor, epoch: Tensor, position: Tensor, seed: int, stream: int, normal: bool
+    sample: Tensor,
+    epoch: Tensor,
+    position: Tensor,
+    seed: int,
+    stream: int,
+    normal: bool,
 ) -> Tensor:
-    """Three int64 tensors that broadcast -> the first words, int64, or normals, fp32.
+    """Draw the first words, int64, or normals, fp32, of the broadcast shape.
 
-    seed: as `signed_64` gives it.
+    sample, epoch, position: int64 tensors that broadcast against one another.
+    seed: the 64 bits as a signed integer, see `signed_64`.
+    stream: in [0, 256).
+    normal: whether to return normals.
     """
     key = (seed & MASK32, (seed >> 32) & MASK32)
     counters = (position, sample & MASK32, sample >> 32, epoch | (stream << EPOCH_BITS))
@@ -59,7 +72,7 @@ def draw(
 
 
 def log_of_24_bits(numerator: Tensor) -> Tensor:
-    """ln(numerator / 2^24) in fp64 for integers 1 ... 2^24; exactly 0 at 2^24.
+    """Compute ln(numerator / 2^24) in fp64 for integers 1 ... 2^24; exactly 0 at 2^24.
 
     ln m = 2 artanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)); the terms left out are
     below 1e-19 relative.
@@ -77,7 +90,7 @@ def log_of_24_bits(numerator: Tensor) -> Tensor:
 
 
 def cos_of_24_bits(turn: Tensor) -> Tensor:
-    """cos(2 pi turn / 2^24) in fp64 for integers 0 ... 2^24 - 1.
+    """Compute cos(2 pi turn / 2^24) in fp64 for integers 0 ... 2^24 - 1.
 
     The nearest quarter turn is taken off in integers, exactly; Taylor on [-pi/4, pi/4] to 1e-17.
     """

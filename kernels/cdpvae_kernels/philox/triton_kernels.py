@@ -1,9 +1,9 @@
-"""Philox4x32-10 draws on the GPU: one kernel a call, the bits of `cdpvae_kernels.philox`.
+"""The kernel of the Philox4x32-10 draws: one launch a call, the bits of `reference.py`.
 
 `words` is also what other kernels draw with. The normal draw repeats the reference's fp64 series
-operation by operation; it is compiled without fused multiply-add (`LAUNCH_OPTIONS`), since a fused
-one rounds once where the definition rounds twice. Additions, products, quotients and square roots
-of fp64 are correctly rounded on every GPU.
+operation by operation; it is compiled without fused multiply-add (`LAUNCH_OPTIONS` in
+`triton_launch.py`), since a fused one rounds once where the definition rounds twice. Additions,
+products, quotients and square roots of fp64 are correctly rounded on every GPU.
 """
 
 import math
@@ -28,7 +28,10 @@ ROOT_HALF = tl.constexpr(math.sqrt(0.5))
 
 @triton.jit
 def words(seed, stream, sample, epoch, position):
-    """The four uint32 words of a draw. seed: int64 holding the bits; sample: int64; others: any."""
+    """Compute the four uint32 words of a draw.
+
+    seed: int64 holding the bits. sample: int64. The others: any integers.
+    """
     counters = (stream.to(tl.int64) << EPOCH_BITS) | epoch
     return tl.philox(
         seed,
@@ -41,7 +44,7 @@ def words(seed, stream, sample, epoch, position):
 
 @triton.jit
 def log_of_24_bits(numerator):
-    """As `reference.log_of_24_bits`; numerator: integers 1 ... 2^24."""
+    """Compute what `reference.log_of_24_bits` does; numerator: integers 1 ... 2^24."""
     value = numerator.to(tl.float64)
     pattern = value.to(tl.int64, bitcast=True)
     exponent = (pattern >> 52) - 1022
@@ -60,7 +63,7 @@ def log_of_24_bits(numerator):
 
 @triton.jit
 def cos_of_24_bits(turn):
-    """As `reference.cos_of_24_bits`; turn: int64 0 ... 2^24 - 1."""
+    """Compute what `reference.cos_of_24_bits` does; turn: int64 0 ... 2^24 - 1."""
     quarter = (turn + (1 << 21)) >> 22
     angle = (turn - (quarter << 22)).to(tl.float64) * TURN
     square = angle * angle
@@ -88,7 +91,10 @@ def draw_kernel(
     NORMAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """First words as int64, or normals as fp32. A step of 0 repeats one value, 1 walks a tensor."""
+    """Draw first words as int64, or normals as fp32.
+
+    A step of 0 repeats one value, a step of 1 walks through a tensor.
+    """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < size
     sample = tl.load(sample_ptr + index * sample_step, mask=inside, other=0)

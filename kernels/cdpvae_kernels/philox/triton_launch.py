@@ -10,6 +10,7 @@ from cdpvae_kernels.common.launch_configs import LaunchConfig
 from cdpvae_kernels.common.runtime import configuration
 from cdpvae_kernels.philox.triton_kernels import draw_kernel
 
+# A fused multiply-add rounds once where the definition rounds twice.
 LAUNCH_OPTIONS = {"enable_fp_fusion": False}
 
 
@@ -22,14 +23,21 @@ def draw(
     normal: bool,
     configs: dict[str, LaunchConfig] | None = None,
 ) -> Tensor:
-    """Three int64 tensors that broadcast -> int64 words or fp32 normals of the broadcast shape.
+    """Draw what `reference.draw` does, from the same arguments, with the same bits.
 
-    seed: the 64 bits as a signed integer. configs: another table's entries.
+    sample_index, epoch, position: int64 tensors that broadcast against one another.
+    seed: the 64 bits as a signed integer.
+    stream: in [0, 256).
+    normal: whether to return fp32 normals instead of int64 words.
+    configs: entries that count before those of the table, for tests and tuning.
     """
+    # Nothing to draw: a grid of no programs cannot be launched.
     shape = torch.broadcast_shapes(sample_index.shape, epoch.shape, position.shape)
     out = torch.empty(shape, dtype=torch.float32 if normal else torch.int64, device=position.device)
     if out.numel() == 0:
         return out
+
+    # A counter of one value is read again by every element, any other is walked through.
     counters = [_walked(counter, shape) for counter in (sample_index, epoch, position)]
     steps = [int(counter.numel() > 1) for counter in counters]
     config = configuration("philox.draw", out.device, configs, BLOCK=out.numel())
@@ -49,5 +57,5 @@ def draw(
 
 
 def _walked(counter: Tensor, shape: torch.Size) -> Tensor:
-    """Contiguous in the common shape; a single value stays as it is."""
+    """Lay a counter out contiguously in the common shape; a single value stays as it is."""
     return counter if counter.numel() == 1 else counter.expand(shape).contiguous()

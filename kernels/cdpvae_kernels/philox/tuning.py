@@ -10,6 +10,7 @@ from cdpvae_kernels.philox.triton_launch import LAUNCH_OPTIONS, draw
 
 
 def specializations() -> dict[str, Specialization]:
+    """Describe the kernel that returns words and the one that returns normals."""
     names = ("seed", "sample_step", "epoch_step", "position_step", "size")
     signature = {"sample_ptr": "*i64", "epoch_ptr": "*i64", "position_ptr": "*i64"}
     signature |= {"stream": "i32", **dict.fromkeys(names, "i64")}
@@ -26,7 +27,7 @@ def specializations() -> dict[str, Specialization]:
 
 
 def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
-    """The posterior noise of a batch."""
+    """Make the kernel ready to draw the posterior noise of a batch."""
     rows, latent = shapes.rows, shapes.latent
     sample = torch.arange(rows, device=device)[:, None]
     epoch = torch.zeros((), dtype=torch.int64, device=device)

@@ -27,8 +27,14 @@ def word_dropout(
 ) -> Tensor:
     """Replace each token but the first of its sequence by `fill_id` with probability `rate`.
 
-    ids: (T,) int64 or int32. cu_seqlens: (B+1,) int32. sample_index: (B,) int64, the samples'
-    indices in the data set. rate: in [0, 1]. seed, epoch: as for `philox.bits`.
+    ids (T,): int64 or int32, sequences end to end.
+    cu_seqlens (B+1,): int32, where each sequence starts and the last one ends.
+    sample_index (B,): int64, the samples' indices in the data set.
+    rate: in [0, 1].
+    fill_id: the token id that is put in, at least 0.
+    seed, epoch: as for `philox.bits`.
+    impl: "reference" or "triton"; None picks by device.
+
     Returns ids of the same shape and dtype; `ids` itself, untouched, at rate 0.
     Raises ValueError for wrong shapes, dtypes or a rate outside [0, 1].
 
@@ -36,6 +42,7 @@ def word_dropout(
     WORD_DROPOUT) are below floor(rate * 2^32): the decision depends on (seed, sample, epoch, p)
     alone, never on the packing. Bowman et al. 2016, "Generating sentences from a continuous space".
     """
+    # Refuse what no implementation checks again.
     check_packing(ids, cu_seqlens)
     check_tensor("sample_index", sample_index, (cu_seqlens.numel() - 1,), (torch.int64,))
     if not 0.0 <= rate <= 1.0:
@@ -45,6 +52,7 @@ def word_dropout(
     philox.in_range("seed", seed, philox.SEED_LIMIT)
     philox.in_range("epoch", epoch, philox.EPOCH_LIMIT)
     check_range("sample_index", sample_index, 0, philox.SAMPLE_LIMIT)
+
     run = choose("word_dropout", impl, ids.device, _IMPLEMENTATIONS)
     if rate == 0.0:
         return ids
@@ -65,11 +73,20 @@ def _operator(
 
 
 @_operator.register_fake
-def _(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch):
+def _(ids: Tensor, *_: Tensor | int) -> Tensor:
     return torch.empty_like(ids)
 
 
-def _through_operator(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch) -> Tensor:
+def _through_operator(
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    sample_index: Tensor,
+    threshold: int,
+    fill_id: int,
+    seed: int,
+    epoch: int,
+) -> Tensor:
+    # An operator takes signed integers only.
     seed = philox.signed_64(seed)
     return _operator(ids, cu_seqlens, sample_index, threshold, fill_id, seed, epoch)
 

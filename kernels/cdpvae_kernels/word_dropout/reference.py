@@ -1,4 +1,7 @@
-"""The definition of word dropout in plain PyTorch."""
+"""The definition of word dropout in plain PyTorch: the CPU path and the kernel's oracle.
+
+Shapes: `B` sequences, `T` packed tokens.
+"""
 
 import torch
 from torch import Tensor
@@ -16,7 +19,14 @@ def word_dropout(
     seed: int,
     epoch: int,
 ) -> Tensor:
-    """See `word_dropout.word_dropout`; threshold is floor(rate * 2^32)."""
+    """Fill in `fill_id` where a token's draw is below the threshold.
+
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    sample_index (B,): int64.
+    threshold: floor(rate * 2^32).
+    fill_id, seed, epoch: as the public function takes them.
+    """
     tokens = torch.arange(ids.numel(), device=ids.device)
     sequence = sequence_of(tokens, cu_seqlens)
     position = tokens - cu_seqlens.to(torch.int64)[sequence]

@@ -1,4 +1,4 @@
-"""Word dropout over packed ids in one launch.
+"""The kernel of word dropout over packed ids: one launch.
 
 A token finds its sequence by bisection in the offsets, draws the first Philox word of its
 (sample, epoch, place in the sequence) and compares: integers only, so the decision has the bits of
@@ -29,6 +29,7 @@ def drop_kernel(
     STEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Write each id or, where its draw is below the threshold, fill_id. Grid: blocks of tokens."""
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = token < num_tokens
     # Past the end the search answers "no sequence": token 0 stands in.

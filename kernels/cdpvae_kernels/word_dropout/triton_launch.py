@@ -1,4 +1,7 @@
-"""Word dropout on the GPU: what launches `triton_kernels`."""
+"""Word dropout on the GPU: what launches `triton_kernels`.
+
+Legend: B sequences, T packed tokens.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,23 @@ def word_dropout(
     epoch: int,
     configs: dict[str, LaunchConfig] | None = None,
 ) -> Tensor:
-    """As `reference.word_dropout`, but seed: the 64 bits as a signed integer.
+    """Compute what `reference.word_dropout` does, from the same arguments but the seed.
 
-    configs: another table's entries, for tests and tuning.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    sample_index (B,): int64.
+    threshold: floor(rate * 2^32).
+    fill_id: the token id that is put in.
+    seed: the 64 bits as a signed integer.
+    epoch: as the public function takes it.
+    configs: entries that count before those of the table, for tests and tuning.
     """
+    # Nothing to drop: a grid of no programs cannot be launched.
     ids = ids.contiguous()
     out = torch.empty_like(ids)
     if ids.numel() == 0:
         return out
+
     config = configuration("word_dropout.drop", ids.device, configs, BLOCK=ids.numel())
     num_sequences = sample_index.numel()
     drop_kernel[(triton.cdiv(ids.numel(), config["BLOCK"]),)](

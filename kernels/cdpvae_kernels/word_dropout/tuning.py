@@ -11,6 +11,7 @@ from cdpvae_kernels.word_dropout.triton_launch import word_dropout
 
 
 def specializations() -> dict[str, Specialization]:
+    """Describe the kernel for int64 and for int32 ids."""
     out = {}
     for dtype in (torch.int64, torch.int32):
         pointer = POINTERS[dtype]
@@ -37,7 +38,7 @@ def specializations() -> dict[str, Specialization]:
 
 
 def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
-    """`shapes.tokens` ids in eight sequences."""
+    """Make the kernel ready to run on `shapes.tokens` ids in eight sequences."""
     name, sequences = "word_dropout.drop", 8
     ids = torch.zeros(shapes.tokens, dtype=torch.int64, device=device)
     sample = torch.arange(sequences, device=device)
