@@ -8,6 +8,7 @@ rivals are stock PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from benchmarks.rivals.operation import (
 )
 from cdpvae_kernels import bow_bce, bow_categorical
 
+# What padded targets hold where a row has ended.
 IGNORE = -100
 LLAMA_VOCAB = 128256
 TOKENS_PER_ROW = 256
@@ -40,23 +42,27 @@ class Inputs:
     bias: Tensor
     ids: Tensor
     cu_seqlens: Tensor
+    # The same ids padded with IGNORE: what the padded forms read.
     target_ids: Tensor
-    """the same ids padded with IGNORE: what the padded forms read"""
     upstream: None = None
 
     @property
     def wanted(self) -> tuple[Tensor, ...]:
+        """See `operation.Inputs`."""
         return (self.z, self.weight, self.bias)
 
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Random data; ids skewed to the low end of the vocabulary, so that rows repeat tokens."""
+    """Draw random data; ids are skewed to low ones, so that rows repeat tokens."""
+    # A head whose logits spread by about 1 around -4: most tokens are absent from most rows.
     draw = torch.Generator(device).manual_seed(seed)
     batch, latent, vocab = (int(shape[name]) for name in ("batch", "latent", "vocab"))
-    tokens = batch * TOKENS_PER_ROW
     z = torch.randn(batch, latent, device=device, generator=draw, dtype=dtype)
     weight = torch.randn(vocab, latent, device=device, generator=draw, dtype=dtype)
     bias = torch.randn(vocab, device=device, generator=draw, dtype=dtype)
+
+    # The cube of a uniform number: low ids are frequent, as frequent words are.
+    tokens = batch * TOKENS_PER_ROW
     ids = (torch.rand(tokens, device=device, generator=draw).pow(3) * (vocab - 1)).long()
     offsets = even_offsets(batch, tokens, device)
     return Inputs(
@@ -80,16 +86,17 @@ def _row_of_token(i: Inputs) -> Tensor:
 
 
 def ours(i: Inputs) -> Tensor:
+    """Take what the device gets by itself."""
     return bow_bce(i.z, i.weight, i.bias, i.ids, i.cu_seqlens)
 
 
 def reference(i: Inputs) -> Tensor:
-    """The plain PyTorch that defines ours: whole logits and a multi-hot."""
+    """Take the plain PyTorch that defines ours: whole logits and a multi-hot."""
     return bow_bce(i.z, i.weight, i.bias, i.ids, i.cu_seqlens, impl="reference")
 
 
 def description(i: Inputs) -> Tensor:
-    """The description taken literally: a dense multi-hot filled row by row in a Python loop."""
+    """Take the description literally: a dense multi-hot filled row by row in a Python loop."""
     logits = _logits(i)
     target = torch.zeros(*logits.shape, dtype=logits.dtype, device=logits.device)
     for b in range(logits.shape[0]):
@@ -99,7 +106,7 @@ def description(i: Inputs) -> Tensor:
 
 
 def eager(i: Inputs) -> Tensor:
-    """The same without the loop: one indexed write into the dense multi-hot."""
+    """Do the same without the loop: one indexed write into the dense multi-hot."""
     logits = _logits(i)
     target = torch.zeros_like(logits)
     target[_row_of_token(i), i.ids] = 1.0
@@ -107,7 +114,7 @@ def eager(i: Inputs) -> Tensor:
 
 
 def eager_no_multi_hot(i: Inputs) -> Tensor:
-    """What a careful user writes: softplus over all logits, less the logits of the set's tokens.
+    """Do what a careful user writes: softplus over all logits, less those of the set's tokens.
 
     The set is made by sorting (row, token), which on a GPU makes the host wait.
     """
@@ -118,16 +125,17 @@ def eager_no_multi_hot(i: Inputs) -> Tensor:
 
 
 def categorical_ours(i: Inputs) -> Tensor:
+    """Take what the device gets by itself."""
     return bow_categorical(i.z, i.weight, i.bias, i.ids, i.cu_seqlens)
 
 
 def categorical_reference(i: Inputs) -> Tensor:
-    """Ours, in the plain PyTorch that defines it: what runs on a CPU."""
+    """Take the plain PyTorch that defines ours: what runs on a CPU."""
     return bow_categorical(i.z, i.weight, i.bias, i.ids, i.cu_seqlens, impl="reference")
 
 
 def categorical_eager(i: Inputs) -> Tensor:
-    """Whole log-probabilities, gathered at the padded targets, averaged row by row."""
+    """Gather whole log-probabilities at the padded targets and average row by row."""
     log_p = _logits(i).log_softmax(dim=-1)
     valid = i.target_ids != IGNORE
     picked = log_p.gather(1, i.target_ids.clamp(min=0)) * valid
@@ -135,7 +143,7 @@ def categorical_eager(i: Inputs) -> Tensor:
 
 
 def categorical_eager_no_log_p(i: Inputs) -> Tensor:
-    """What a careful user writes: the mean target logit less one log-sum-exp a row."""
+    """Do what a careful user writes: the mean target logit less one log-sum-exp a row."""
     logits = _logits(i)
     valid = i.target_ids != IGNORE
     picked = (logits.gather(1, i.target_ids.clamp(min=0)) * valid).sum(dim=1)
@@ -145,13 +153,14 @@ def categorical_eager_no_log_p(i: Inputs) -> Tensor:
 
 
 def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
-    """One product forward and two backward; the head read once and its gradient written once."""
+    """Count one product forward and two backward, the head read and its gradient written once."""
     product = 2.0 * shape["batch"] * shape["latent"] * shape["vocab"]
     head = (shape["latent"] + 1.0) * shape["vocab"] * itemsize
     return Work(3.0 * product, 2.0 * head) if of_pass == BOTH else Work(product, head)
 
 
-def floor(i: Inputs, of_pass: str):
+def floor(i: Inputs, of_pass: str) -> Callable[[], object]:
+    """Copy as many bytes as the least work moves."""
     shape = {"batch": i.z.shape[0], "latent": i.z.shape[1], "vocab": i.weight.shape[0]}
     return copy_of(work(shape, of_pass, i.weight.itemsize).bytes, i.z.device)
 
@@ -161,6 +170,7 @@ def _shapes(batches: tuple[int, ...], vocab: int) -> tuple[Shape, ...]:
 
 
 _SHAPES = {
+    # Small: seconds for all variants, to try something out. Full: what the results are about.
     ("cpu", "small"): _shapes((8,), 8192),
     ("cpu", "full"): _shapes((8, 64), LLAMA_VOCAB),
     ("cuda", "small"): _shapes((8,), 32768),
