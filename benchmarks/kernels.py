@@ -158,6 +158,7 @@ def table(found: Sequence[Cells]) -> str:
     """Lay rows out for the terminal, a heading for each operation, pass and shape."""
     lines = []
     for row in found:
+        # A new heading where operation, pass, shape or dtype changes.
         heading = f"{row['op']}, {row['pass']}, {row['shape']}, {row['dtype']}"
         if heading not in lines:
             names = "".join(f"{name:>{width}}" for name, _, width, _ in CELLS)
@@ -186,10 +187,12 @@ def _cell(value: float | str, width: int, how: str) -> str:
 
 
 if __name__ == "__main__":
+    # The child of `contest._memory_cells`: one variant, its memory as one line of output.
     if sys.argv[1:2] == ["--child"]:
         job = json.loads(sys.argv[2])
         memory.report(memory_in_this_process(OPERATIONS[job["op"]], job))
         sys.exit(0)
+    # Imported late: a child process does not need the command line of the project.
     from cdpvae.cli import run
 
     sys.exit(run(main))

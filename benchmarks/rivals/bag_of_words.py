@@ -29,6 +29,7 @@ from cdpvae_kernels import bow_bce, bow_categorical
 
 # What padded targets hold where a row has ended.
 IGNORE = -100
+# The vocabulary of Llama-3.1, and the length of every row.
 LLAMA_VOCAB = 128256
 TOKENS_PER_ROW = 256
 
@@ -119,6 +120,7 @@ def eager_no_multi_hot(i: Inputs) -> Tensor:
     The set is made by sorting (row, token), which on a GPU makes the host wait.
     """
     logits = _logits(i)
+    # A set of (row, token): a repeated token counts once.
     cells = torch.unique(_row_of_token(i) * logits.shape[1] + i.ids)
     positives = logits.view(-1).index_select(0, cells)
     return (F.softplus(logits).sum() - positives.sum()) / logits.numel()
@@ -138,6 +140,7 @@ def categorical_eager(i: Inputs) -> Tensor:
     """Gather whole log-probabilities at the padded targets and average row by row."""
     log_p = _logits(i).log_softmax(dim=-1)
     valid = i.target_ids != IGNORE
+    # Padding gathers token 0 and is masked out.
     picked = log_p.gather(1, i.target_ids.clamp(min=0)) * valid
     return -(picked.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
 
@@ -148,12 +151,14 @@ def categorical_eager_no_log_p(i: Inputs) -> Tensor:
     valid = i.target_ids != IGNORE
     picked = (logits.gather(1, i.target_ids.clamp(min=0)) * valid).sum(dim=1)
     lengths = valid.sum(dim=1)
+    # A row without tokens has no loss.
     lse = logits.logsumexp(dim=1) * (lengths > 0)
     return (lse - picked / lengths.clamp(min=1)).mean()
 
 
 def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
     """Count one product forward and two backward, the head read and its gradient written once."""
+    # Of a product z W^T: two operations for each of B x Z x V.
     product = 2.0 * shape["batch"] * shape["latent"] * shape["vocab"]
     head = (shape["latent"] + 1.0) * shape["vocab"] * itemsize
     return Work(3.0 * product, 2.0 * head) if of_pass == BOTH else Work(product, head)

@@ -70,6 +70,7 @@ def fullest_runs(rows: Iterable[Row], device_type: str) -> list[Row]:
     runs: dict[tuple[str, str, str], dict[str, list[Row]]] = {}
     for row in rows:
         if row["device_type"] == device_type:
+            # Rows by what they measure, and within that by run.
             of_shape = runs.setdefault((row["op"], row["shape"], row["dtype"]), {})
             of_shape.setdefault(row["run"], []).append(row)
     return [
@@ -81,6 +82,7 @@ def fullest_runs(rows: Iterable[Row], device_type: str) -> list[Row]:
 
 def _panels(rows: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
     """Sort the rows of each operation's last pass by (op, shape), in order of measurement."""
+    # An operation with a backward pass is drawn with it: that is what training pays.
     last_pass = {row["op"]: row["pass"] for row in rows}
     panels: dict[tuple[str, str], list[Row]] = {}
     for row in rows:

@@ -67,6 +67,7 @@ class Setting:
 
 def measure(op: Operation, shape: Shape, setting: Setting) -> list[Cells]:
     """Measure one operation at one shape; returns rows with `COLUMNS`."""
+    # What was compiled for another shape must not count as compiled for this one.
     torch.compiler.reset()
     inputs = copies_of_inputs(op, shape, setting)
     found: list[Cells] = []
@@ -85,12 +86,14 @@ def variant_names(op: Operation, setting: Setting) -> list[str]:
 def function_of(op: Operation, variant: str) -> Callable[[Any], Tensor]:
     """Return the function of a variant; `COMPILE` is the eager form compiled for one shape."""
     if variant == COMPILE:
+        # Compiled for this one shape, as for a loop whose shapes never change.
         return torch.compile(op.variants["eager"], dynamic=False)
     return op.variants[variant]
 
 
 def copies_of_inputs(op: Operation, shape: Shape, setting: Setting) -> list[Any]:
     """Make as many different inputs as it takes to exceed the cache."""
+    # Other data each time, more than the cache holds: what is read comes from memory.
     first = op.inputs(shape, setting.torch_dtype, setting.device, 0)
     copies = min(-(-ROTATED_BYTES // bytes_of(first)), MOST_COPIES)
     rest = range(1, copies)
@@ -213,6 +216,7 @@ def _device_seconds(call: Callable[[], object], repeats: int) -> float:
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
+    # Apart from the timing: a profiler slows the host down.
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         for _ in range(repeats):
             call()
@@ -238,6 +242,7 @@ def _memory_cells(
     # A GPU's allocator counts for one process; on a CPU another variant's memory would count too.
     if setting.device.type == "cuda":
         return {"extra_mb": memory.peak_of(call, setting.device).extra / 1e6}
+    # A child that runs this variant alone.
     job = {"op": op.name, "variant": variant, "pass": of_pass, "shape": dict(shape)}
     job["dtype"] = setting.dtype
     result = memory.in_child(setting.module, job, torch.get_num_threads())
@@ -272,6 +277,7 @@ def _add_rates(
     setting: Setting,
 ) -> None:
     """Put rates, share of the ceiling and ratio to ours into the rows that have a time."""
+    # Everything is compared by the same time: the GPU's own where it was taken.
     work = op.work(shape, of_pass, setting.torch_dtype.itemsize)
     times = {row["variant"]: time_ms(row) for row in found}
     floor, ours = times[op.floor_name], times.get(OURS)

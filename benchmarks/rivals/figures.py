@@ -45,6 +45,7 @@ class Figure:
 
     def value(self, rows: Sequence[Row]) -> tuple[float, str] | None:
         """Return (value, run) of the newest run that measured what the figure needs, or None."""
+        # The newest run first; only cells of one run are compared.
         for run in sorted({row["run"] for row in rows}, reverse=True):
             cells = [self._cell(rows, run, variant) for variant in self.over]
             if all(cell is not None for cell in cells):
@@ -59,6 +60,7 @@ class Figure:
     def _cell(self, rows: Iterable[Row], run: str, variant: str) -> float | None:
         """Find the one number that a run measured for a variant at the figure's shape."""
         for row in rows:
+            # The row of the figure's operation, variant, pass, device and shape that has a time.
             fits = (row["run"], row["op"], row["variant"]) == (run, self.op, variant)
             fits = fits and row["pass"] == BOTH and row["device_type"] == self.device
             if not (fits and row["status"] == "ok"):

@@ -24,6 +24,7 @@ from cdpvae_kernels import linear_cross_entropy
 
 # The target of a position that is not valid.
 IGNORE = -100
+# The vocabulary of Llama-3.1.
 LLAMA_VOCAB = 128256
 
 
@@ -188,6 +189,7 @@ def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
     """Count one product with the head forward and one backward, at the valid positions."""
     valid = round(shape["rows"] * shape["valid"])
     product = 2.0 * valid * shape["hidden"] * shape["vocab"]
+    # The head is read once a pass; hidden states are read and their gradient is written.
     head, states = shape["hidden"] * shape["vocab"], valid * shape["hidden"]
     if of_pass == BOTH:
         return Work(2.0 * product, (head + 2.0 * states) * itemsize)
@@ -196,6 +198,7 @@ def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
 
 def floor(i: Inputs, of_pass: str) -> Callable[[], object]:
     """Do the products alone, at the valid positions, into memory that is already there."""
+    # Memory that is there before the timing starts: allocating is no part of the floor.
     x = i.hidden.detach().index_select(0, i.positions)
     logits = torch.ones(x.shape[0], i.weight.shape[0], dtype=x.dtype, device=x.device)
     grad = torch.ones_like(x)

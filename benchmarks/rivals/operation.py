@@ -81,6 +81,7 @@ class Operation:
     def call(self, of_pass: str, run: Callable[[Any], Tensor], inputs: Any) -> Callable[[], Tensor]:
         """Bind one pass of the variant `run` to `inputs`: a call without arguments."""
         if of_pass == FORWARD:
+            # Some packages compute gradients wherever an input requires one, `no_grad` or not.
             inputs = without_gradients(inputs)
             return lambda: forward(run, inputs)
         return lambda: both(run, inputs)
@@ -106,6 +107,7 @@ def both(run: Callable[[Any], Tensor], inputs: Inputs) -> Tensor:
     Autograd returns the gradients and they are dropped: nothing accumulates over calls.
     """
     output = run(inputs)
+    # One output in another shape, as the padded forms have it, takes the same gradient.
     upstream = None if inputs.upstream is None else inputs.upstream.view_as(output)
     torch.autograd.grad(output, inputs.wanted, upstream)
     return output.detach()

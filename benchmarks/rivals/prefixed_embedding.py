@@ -88,12 +88,14 @@ def eager(i: Inputs) -> Tensor:
 
     The lengths come from the device, so on a GPU the host waits.
     """
+    # Each sequence's prompts, then its text.
     texts = F.embedding(i.ids, i.embedding).split(i.cu_seqlens.diff().tolist())
     return torch.cat([part for pair in zip(i.prompts, texts, strict=True) for part in pair])
 
 
 def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
     """Count the output read and written; backward the prompts' gradient read and written."""
+    # Embeddings are frozen, so backward touches the prompts' places alone.
     prompts = shape["batch"] * shape["prompts"] * shape["hidden"]
     output = shape["tokens"] * shape["hidden"] + prompts
     moved = 2.0 * output + (2.0 * prompts if of_pass == BOTH else 0.0)

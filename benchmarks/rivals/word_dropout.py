@@ -50,6 +50,7 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
     batch, tokens = int(shape["batch"]), int(shape["tokens"])
     ids = torch.randint(FILL_ID + 1, LLAMA_VOCAB, (tokens,), device=device, generator=draw)
     offsets = even_offsets(batch, tokens, device)
+    # Other samples in each copy, so that no copy repeats another's draws.
     samples = torch.arange(batch, device=device) + 1000 * seed
     return Inputs(ids, offsets, samples, rows_of(ids, offsets, FILL_ID))
 
@@ -86,6 +87,7 @@ def description(i: Inputs) -> Tensor:
 
 def eager(i: Inputs) -> Tensor:
     """Draw a uniform mask on packed ids and take the first token of each sequence out."""
+    # The first token of a sequence is never dropped, by ours neither.
     dropped = torch.rand(i.ids.shape, device=i.ids.device) < RATE
     dropped[i.cu_seqlens[:-1].long()] = False
     return i.ids.masked_fill(dropped, FILL_ID)

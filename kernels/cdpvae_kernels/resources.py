@@ -25,6 +25,7 @@ from cdpvae_kernels.common.tuning import Specialization, tuning_modules
 
 # Bytes one block may use (CUDA programming guide, compute capabilities).
 SHARED_MEMORY_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448}
+# The L40S, and the H100 and H200.
 DEFAULT_ARCHITECTURES = ("sm_89", "sm_90")
 WARP_SIZE = 32
 

@@ -34,7 +34,9 @@ from cdpvae_kernels.common.launch_configs import (
 )
 from cdpvae_kernels.common.tuning import Shapes, Tunable, tuning_modules
 
+# Less is noise, and a change of block sizes changes the last bits of results.
 LEAST_GAIN = 0.02
+# By the names of `--dtype`.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Milliseconds that one call takes.
@@ -163,6 +165,7 @@ def write(choices: Sequence[Choice], device_name: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(table, indent=2) + "\n")
+    # Replaced at once: a run that starts meanwhile reads the old table or the new one.
     os.replace(partial, path)
     read_table.cache_clear()
 

@@ -49,5 +49,6 @@ def bow_bce(
         total = tiled.bow_bce(z, weight, bias, ids, cu_seqlens)
     else:
         total = through_operator(z, weight, bias, ids, cu_seqlens, categorical=False)
+    # The other implementations return the sum over rows and vocabulary.
     cells = z.shape[0] * weight.shape[0]
     return total / max(cells, 1) if reduction == "mean" else total

@@ -37,5 +37,6 @@ def bow_categorical(
     names = ("reference", "triton")
     if arguments.choose("bow_categorical", impl, z, weight, bias, names) == "reference":
         return reference.bow_categorical(z, weight, bias, ids, cu_seqlens)
+    # The operator returns the sum over rows.
     total = through_operator(z, weight, bias, ids, cu_seqlens, categorical=True)
     return total / max(z.shape[0], 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from cdpvae_kernels.common.autograd import OperatorContext, gradients_of_first
 from cdpvae_kernels.common.dispatch import from_triton
 
+# Imported, and Triton with them, when they are first called.
 _bce = from_triton("bag_of_words", "bce")
 _categorical = from_triton("bag_of_words", "categorical")
 _head_gradients = from_triton("bag_of_words", "head_gradients")
@@ -37,6 +38,7 @@ def through_operator(
     cu_seqlens (B+1,): int32.
     categorical: the categorical loss; else the BCE, summed over the vocabulary too.
     """
+    # Gradients are made in the forward pass, so only those that will be asked for.
     grad = torch.is_grad_enabled()
     want_head = grad and (weight.requires_grad or bias.requires_grad)
     want_z = grad and z.requires_grad
@@ -93,6 +95,7 @@ class _Context(OperatorContext, Protocol):
 
 
 def _save(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # What backward needs of the weight and the bias is their dtype alone.
     z, weight, bias, *_, want_z, want_head = inputs
     _, grad_z, errors = output
     ctx.want_z, ctx.want_head = want_z, want_head
@@ -134,6 +137,7 @@ def _gradients(
     One that is not wanted is empty: an operator cannot return None.
     An operator without a derivative: a second differentiation is an error, never a wrong number.
     """
+    # The gradient of z is there and only scaled; that of the head is one more product.
     of_z = (grad_z * upstream).to(z.dtype) if want_z else z.new_empty(0)
     if not want_head:
         return of_z, z.new_empty(0), z.new_empty(0)

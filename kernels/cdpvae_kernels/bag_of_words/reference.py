@@ -27,6 +27,7 @@ def bow_bce(
     reduction: "mean" or "sum".
     """
     logits_BV = _bow_logits(z, weight, bias)
+    # A set: a cell that is written twice is still 1.
     present_BV = torch.zeros_like(logits_BV)
     present_BV.view(-1).index_fill_(0, _flat_cells(ids, cu_seqlens, weight.shape[0]), 1.0)
     total = F.binary_cross_entropy_with_logits(logits_BV, present_BV, reduction="sum")
@@ -47,9 +48,11 @@ def bow_categorical(
     cu_seqlens (B+1,): int32.
     """
     log_p_BV = _bow_logits(z, weight, bias).log_softmax(dim=-1)
+    # A bag: a cell counts each occurrence.
     counts_BV = torch.zeros_like(log_p_BV)
     cells = _flat_cells(ids, cu_seqlens, weight.shape[0])
     counts_BV.view(-1).index_add_(0, cells, counts_BV.new_ones(ids.numel()))
+    # An empty row has no counts: its length only must not be 0.
     lengths_B = cu_seqlens.diff().clamp(min=1).to(log_p_BV.dtype)
     per_row_B = -(counts_BV * log_p_BV).sum(dim=-1) / lengths_B
     return per_row_B.sum() / max(z.shape[0], 1)

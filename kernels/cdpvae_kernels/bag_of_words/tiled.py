@@ -48,11 +48,15 @@ class _Gradients(NamedTuple):
 class _Tile(NamedTuple):
     """One tile of logits and what belongs to it."""
 
-    logits: Tensor  # (B, C)
-    weight: Tensor  # (C, Z), in the dtype of the logits
-    rows: Tensor  # of the cells of tokens that are present, each cell once
-    columns: Tensor  # of the same cells
-    place: slice  # in the vocabulary
+    # (B, C).
+    logits: Tensor
+    # (C, Z), in the dtype of the logits.
+    weight: Tensor
+    # Row and column of each cell whose token is present, every cell once.
+    rows: Tensor
+    columns: Tensor
+    # The tile's columns in the vocabulary.
+    place: slice
 
 
 def bow_bce(
@@ -68,6 +72,7 @@ def bow_bce(
     ids (T,): int64 or int32.
     cu_seqlens (B+1,): int32.
     """
+    # Gradients are made in the forward pass, so only those that will be asked for.
     wanted = tuple(torch.is_grad_enabled() and t.requires_grad for t in (z, weight, bias))
     return _BowBCE.apply(z, weight, bias, ids, cu_seqlens, wanted)
 
@@ -103,6 +108,7 @@ class _BowBCE(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: _Context, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
+        # A second run through a kept graph: the first one has scaled the gradients in place.
         if gradients is None:
             _, gradients = _loss_and_gradients(_Operands(*ctx.saved_tensors), ctx.wanted)
         scaled = [None if g is None else g.mul_(upstream) for g in gradients]

@@ -119,6 +119,7 @@ def log_sum_exp_kernel(
     for first in range(0, num_rows, BLOCK_B):
         row = first + tl.arange(0, BLOCK_B)
         z = _matrix(z_ptr, first, num_rows, width, BLOCK_B, BLOCK_Z)
+        # A running log-sum-exp: the peak so far, and the sum relative to it.
         peak = tl.full([BLOCK_B], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_B], tl.float32)
         for start in range(program * BLOCK_V, vocab, PROGRAMS * BLOCK_V):
@@ -169,6 +170,7 @@ def errors_kernel(
         row = first + local
         valid = row < num_rows
         z = _matrix(z_ptr, first, num_rows, width, BLOCK_B, BLOCK_Z)
+        # What a block of rows sums up over all of this program's blocks of the vocabulary.
         losses = tl.zeros([BLOCK_B], tl.float32)
         grad_z = tl.zeros([BLOCK_B, BLOCK_Z], tl.float32)
         if CATEGORICAL:
@@ -176,10 +178,12 @@ def errors_kernel(
         for start in range(program * BLOCK_V, vocab, PROGRAMS * BLOCK_V):
             columns = start + tl.arange(0, BLOCK_V)
             weight = _matrix(weight_ptr, start, vocab, width, BLOCK_V, BLOCK_Z)
+            # Logits live in registers only: they become errors and are dropped.
             logits = _logits(z, weight, bias_ptr, columns, vocab)
             if CATEGORICAL:
                 error = tl.exp2((logits - lse[:, None]) * LOG2_E)
             else:
+                # Each column's target is a bit of the word that it shares with its neighbours.
                 words = tl.load(
                     bits_ptr
                     + tl.cast(first, tl.int64) * num_words
@@ -188,9 +192,11 @@ def errors_kernel(
                     other=0,
                 )
                 present = ((words >> (columns % BITS)[None, :]) & 1) != 0
+                # By the sign of the logit both classes are softplus, without 1 - p.
                 softplus, sigmoid = softplus_and_sigmoid(tl.where(present, -logits, logits))
                 losses += tl.sum(softplus, axis=1)
                 error = tl.where(present, -sigmoid, sigmoid)
+            # Lifted so that fp16 holds the small ones; taken off again behind the product.
             if WANT_Z or WANT_HEAD:
                 lifted = (error * LIFT).to(z.dtype)
             if WANT_Z:
@@ -203,6 +209,7 @@ def errors_kernel(
                     lifted,
                     mask=valid[:, None] & (columns < vocab)[None, :],
                 )
+        # Rows past the end have read zeros, whose loss is not 0.
         loss += tl.sum(tl.where(valid, losses, 0.0), axis=0)
         if WANT_Z:
             target = (program * num_rows + row).to(tl.int64)[:, None] * width + latent[None, :]
@@ -231,6 +238,7 @@ def bag_kernel(
     used = latent < width
     start = tl.load(cu_seqlens_ptr + row)
     end = tl.load(cu_seqlens_ptr + row + 1)
+    # Sums over the row's tokens, a block of them at a time.
     weights = tl.zeros([BLOCK_Z], tl.float32)
     bias = 0.0
     for first in range(start, end, BLOCK_T):
@@ -245,8 +253,10 @@ def bag_kernel(
         weights += tl.sum(rows.to(tl.float32), axis=0)
         biases = tl.load(bias_ptr + token_id, mask=inside, other=0.0)
         bias += tl.sum(biases.to(tl.float32), axis=0)
+    # A row without tokens has the mean 0.
     length = tl.maximum(end - start, 1).to(tl.float32)
     weights /= length
+    # The mean logit follows from the mean of the weight's rows.
     z = tl.load(z_ptr + row * width + latent, mask=used, other=0.0).to(tl.float32)
     tl.store(mean_weight_ptr + row * width + latent, weights, mask=used)
     tl.store(mean_logit_ptr + row, tl.sum(z * weights, axis=0) + bias / length)
@@ -282,6 +292,7 @@ def cells_kernel(
     start = tl.load(cu_seqlens_ptr + row)
     end = tl.load(cu_seqlens_ptr + row + 1)
     token_id = tl.load(ids_ptr + token, mask=inside, other=0).to(tl.int64)
+    # How often each token occurs in its row, and how often before itself.
     count = tl.zeros([BLOCK_T], tl.int32)
     earlier = tl.zeros([BLOCK_T], tl.int32)
     last = tl.max(end, axis=0)
@@ -295,6 +306,7 @@ def cells_kernel(
 
     latent = tl.arange(0, BLOCK_Z)
     mask = inside[:, None] & (latent < width)[None, :]
+    # The probability anew, in fp32: the stored error has been rounded already.
     z = tl.load(z_ptr + row[:, None] * width + latent[None, :], mask=mask, other=0.0)
     weight = tl.load(weight_ptr + token_id[:, None] * width + latent[None, :], mask=mask, other=0.0)
     bias = tl.load(bias_ptr + token_id, mask=inside, other=0.0).to(tl.float32)
@@ -329,6 +341,7 @@ def head_kernel(
     columns = start + tl.arange(0, BLOCK_V)
     latent = tl.arange(0, BLOCK_Z)
     grad_weight = tl.zeros([BLOCK_V, BLOCK_Z], tl.float32)
+    # Summed over all rows in one program: no order of summation is left to chance.
     grad_bias = tl.zeros([BLOCK_V], tl.float32)
     local = tl.arange(0, BLOCK_B)
     for first in range(0, num_rows, BLOCK_B):
@@ -342,6 +355,7 @@ def head_kernel(
         )
         grad_weight += tl.dot(tl.trans(errors), z, input_precision="ieee")
         grad_bias += tl.sum(errors.to(tl.float32), axis=0)
+    # The lift comes off and the upstream gradient goes on before the one rounding.
     scale = tl.load(upstream_ptr) * (1.0 / LIFT)
     grad_weight_ptr += tl.cast(start, tl.int64) * width
     target = tl.arange(0, BLOCK_V)[:, None] * width + latent[None, :]

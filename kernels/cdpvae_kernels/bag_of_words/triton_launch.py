@@ -29,6 +29,7 @@ USUAL_WIDTH = 64
 # fp16 holds nothing below 6e-8: errors are at most 1 and are lifted as far as it allows.
 LIFT = {torch.float16: 2.0**15}
 
+# Launch configurations by the names of their kernels.
 Configs = dict[str, LaunchConfig] | None
 
 
@@ -118,6 +119,7 @@ def head_gradients(
     bias_dtype: of the bias and its gradient.
     """
     (num_rows, vocab), width = errors.shape, z.shape[1]
+    # The kernel writes every element of both, so nothing is filled before.
     grad_weight = torch.empty(vocab, width, dtype=weight_dtype, device=z.device)
     grad_bias = torch.empty(vocab, dtype=bias_dtype, device=z.device)
     config = _by_rows("bow.head", errors, width, "", configs)
@@ -150,6 +152,7 @@ class Head(NamedTuple):
     @classmethod
     def of(cls, z: Tensor, weight: Tensor, bias: Tensor) -> Head:
         """Convert z (B, Z), weight (V, Z) and bias (V,)."""
+        # A z in fp32 with a head in half precision is not rounded: its product is made exact.
         halves = z.dtype == weight.dtype and z.dtype in HALVES
         z = z.to(z.dtype if halves else torch.float32)
         return cls(z.contiguous(), weight.contiguous(), bias.contiguous())
@@ -213,6 +216,7 @@ def launch_log_sum_exp(head: Head, configs: Configs) -> Tensor:
     """Compute each program's log-sum-exp over its share of the vocabulary, (G, B) fp32."""
     num_rows, vocab, width = head.sizes
     programs, config = head.programs("bow.log_sum_exp", configs)
+    # Apart for each program: the caller puts them together in a fixed order.
     out = head.empty(programs, num_rows)
     kernels.log_sum_exp_kernel[(programs,)](
         *head, out, num_rows, vocab, width, BLOCK_Z=_block_z(width), **config
@@ -269,6 +273,7 @@ def launch_bag(
 ) -> tuple[Tensor, Tensor]:
     """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32."""
     num_rows, _, width = head.sizes
+    # One program a row: a row's tokens are summed in one order.
     mean_weight, mean_logit = head.empty(num_rows, width), head.empty(num_rows)
     config = configuration("bow.bag", ids.device, configs)
     kernels.bag_kernel[(num_rows,)](
@@ -338,6 +343,7 @@ def _by_rows(
     """
     name = f"{kernel}.{'few' if rows.shape[0] <= FEW_ROWS else 'many'}{suffix}"
     config = configuration(name, rows.device, configs)
+    # Registers hold BLOCK_V x BLOCK_Z numbers: twice as wide a z takes half as many columns.
     wide = max(_block_z(width) // USUAL_WIDTH, 1)
     return {**config, "BLOCK_V": max(config["BLOCK_V"] // wide, 16)}
 

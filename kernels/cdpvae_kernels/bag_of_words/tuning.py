@@ -209,6 +209,7 @@ def _random_problem(
     shapes: Shapes, device: torch.device, num_rows: int, dtype: torch.dtype
 ) -> tuple[Head, Tensor, Tensor]:
     """Draw a head, `shapes.tokens` ids dealt evenly to the rows, and the rows' offsets."""
+    # Logits of random data: what the kernels cost does not depend on the numbers.
     z = torch.randn(num_rows, shapes.latent, device=device).to(dtype)
     weight = torch.randn(shapes.vocab, shapes.latent, device=device).to(dtype)
     ids = torch.randint(shapes.vocab, (shapes.tokens,), device=device)

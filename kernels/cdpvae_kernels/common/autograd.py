@@ -32,5 +32,6 @@ def gradients_of_first(
     ctx: OperatorContext, *gradients: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return one entry per input of the operator: `gradients`, then None for all other inputs."""
+    # torch wants one entry for every input, settings included.
     without = len(ctx.needs_input_grad) - len(gradients)
     return (*gradients, *[None] * without)

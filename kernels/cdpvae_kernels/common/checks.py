@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+# Dtypes that public functions accept for operands, and for ids, targets and positions.
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32)
 
@@ -54,6 +55,7 @@ def check_range(name: str, tensor: Tensor, low: int, high: int) -> None:
     """Raise ValueError unless every value lies in [low, high); silent where not readable."""
     if tensor.numel() == 0 or not readable(tensor):
         return
+    # Both bounds in one pass; the message names a value that is wrong.
     smallest, largest = (int(bound) for bound in tensor.aminmax())
     if smallest < low or largest >= high:
         wrong = smallest if smallest < low else largest
@@ -69,6 +71,7 @@ def check_packing(ids: Tensor, cu_seqlens: Tensor) -> None:
         raise ValueError("cu_seqlens is empty; it must hold B+1 offsets, the first of them 0")
     if not readable(cu_seqlens):
         return
+    # Offsets that do not cover the ids would read the wrong tokens in silence.
     first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
     if first != 0 or last != ids.numel():
         raise ValueError(

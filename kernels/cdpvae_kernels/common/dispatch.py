@@ -80,6 +80,7 @@ def describe(impl: str | None, device: torch.device) -> str:
     name = choose_name("every operation", impl, device, ("reference", "tiled", "triton"))
     if name != "triton":
         return f"{name} (plain PyTorch)"
+    # Which table counts decides the last bits of results, so a log should say it.
     from cdpvae_kernels.common.launch_configs import describe as describe_table
 
     return f"triton ({describe_table(device)})"

@@ -19,9 +19,11 @@ from typing import Any
 
 import torch
 
+# Block sizes, `num_warps` and `num_stages` by name; tables hold them by GPU and by kernel.
 LaunchConfig = dict[str, int]
 Table = dict[str, dict[str, LaunchConfig]]
 
+# The table of the package, and the variable that points to the user's own.
 SHIPPED = Path(__file__).with_name("launch_configs.json")
 USER_TABLE_VARIABLE = "CDPVAE_KERNELS_CONFIGS"
 
@@ -67,6 +69,7 @@ def read_table(path: Path) -> Table:
         table = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"launch configurations {path}: cannot be read: {error}") from None
+    # A table that was written by hand may be anything: it is used only if all of it is right.
     configs = [c for entry in _values(table) for c in _values(entry)]
     if not configs or not all(isinstance(n, int) for c in configs for n in _values(c)):
         raise ValueError(
@@ -81,6 +84,7 @@ def _places(device: torch.device) -> list[tuple[Table, str]]:
     shipped = read_table(SHIPPED)
     places = [(shipped, architecture(device)), (shipped, "default")]
     path = user_table_path()
+    # The user's table is of one GPU by its name, so it counts for no other.
     if device.type == "cuda" and path.exists():
         places.insert(0, (read_table(path), torch.cuda.get_device_name(device)))
     return places

@@ -8,6 +8,7 @@ converted first.
 import torch
 from torch import Tensor
 
+# The dtypes whose products would be rounded to 8 or 11 bits.
 HALVES = (torch.bfloat16, torch.float16)
 
 

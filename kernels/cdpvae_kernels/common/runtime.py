@@ -32,6 +32,7 @@ def configuration(
         of two of at least 16.
     """
     config = (configs or {}).get(name) or launch_config(name, device)
+    # A block larger than what there is to do would only mask more elements out.
     capped = {
         block: min(config[block], max(triton.next_power_of_2(extent), 16))
         for block, extent in extents.items()

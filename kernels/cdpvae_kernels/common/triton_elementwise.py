@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+# The hardware has exp2; exp(x) is exp2(x * LOG2_E).
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
@@ -15,6 +16,7 @@ def log1p(u):
     """
     ratio = u / (2.0 + u)
     square = ratio * ratio
+    # Horner's scheme, highest order first.
     series = 1.0 / 9.0 + square * (1.0 / 11.0)
     series = 1.0 / 5.0 + square * (1.0 / 7.0 + square * series)
     series = 1.0 + square * (1.0 / 3.0 + square * series)
@@ -24,6 +26,7 @@ def log1p(u):
 @triton.jit
 def softplus_and_sigmoid(x):
     """Compute log(1 + e^x) and its slope; both keep relative precision where they are near 0."""
+    # The exponent is never positive, so nothing overflows.
     decay = tl.exp2(tl.abs(x) * (-LOG2_E))
     softplus = tl.maximum(x, 0.0) + log1p(decay)
     sigmoid = tl.where(x < 0.0, decay, 1.0) / (1.0 + decay)

@@ -11,6 +11,7 @@ def sequence_of(position, cu_seqlens_ptr, num_sequences, spacing, STEPS: tl.cons
     spacing: positions put before every sequence (its prompts); offset i then counts as
     cu_seqlens[i] + i * spacing. STEPS: `search_steps(num_sequences)`.
     """
+    # Bisection; all positions of a block take the same number of steps.
     low = position * 0
     high = low + num_sequences
     for _ in range(STEPS):

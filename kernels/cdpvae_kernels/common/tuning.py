@@ -20,6 +20,7 @@ import torch
 import cdpvae_kernels
 from cdpvae_kernels.common.launch_configs import LaunchConfig
 
+# How the compiler calls a pointer to elements of a dtype.
 POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",

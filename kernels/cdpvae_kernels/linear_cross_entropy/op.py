@@ -33,6 +33,7 @@ from cdpvae_kernels.common.renamed import given_under_either_name
 from cdpvae_kernels.linear_cross_entropy import reference, tiled
 from cdpvae_kernels.linear_cross_entropy.interface import Options
 
+# How messages, the table of implementations and the folder call the operation.
 _NAME = "linear_cross_entropy"
 _IMPLEMENTATIONS = {
     "reference": reference.linear_cross_entropy,
@@ -44,8 +45,10 @@ _IMPLEMENTATIONS = {
 class Stats(NamedTuple):
     """Per position, without gradient, 0 where ignored; fp32 (fp64 for fp64 inputs), in nats."""
 
-    nll: Tensor  # (N,) -log p(target), without the z-loss
-    lse: Tensor  # (N,) log of the sum of exp(logits)
+    # (N,): -log p(target), without the z-loss.
+    nll: Tensor
+    # (N,): log of the sum of exp(logits).
+    lse: Tensor
 
 
 class _Settings(TypedDict, total=False):
@@ -176,6 +179,7 @@ def _operator(
     nll, lse, grad_positions, grad_weight = _IMPLEMENTATIONS[impl](
         hidden, weight, targets, positions, scale, options
     )
+    # The sum over positions is taken in the dtype of the losses, the scale goes on in fp64.
     total = nll.sum() if z_loss == 0.0 else (nll + z_loss * lse.square()).sum()
     loss = (total * scale).to(nll.dtype)
     if grad_positions is None:
@@ -208,11 +212,13 @@ class _Context(OperatorContext, Protocol):
 
 
 def _save(ctx: _Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    # The settings are the last inputs, in the order of `Options`.
     hidden, _, _, positions, _, _, *settings = inputs
     _, nll, lse, grad_positions, grad_weight = output
     ctx.num_positions = hidden.shape[0]
     ctx.options = Options(*settings)
     ctx.mark_non_differentiable(nll, lse, grad_positions, grad_weight)
+    # Without it, statistics that nobody differentiates would get gradients of zeros.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(positions, grad_positions, grad_weight)
 
@@ -271,6 +277,7 @@ def _check_tensors(
         check_range("positions", positions, 0, hidden.shape[0])
         check_tensor("targets", targets, (positions.shape[0],), INTEGERS)
     if ignore_index is None:
+        # Every target counts, so every one must be a token.
         check_range("targets", targets, 0, weight.shape[0])
     elif readable(targets):
         valid = targets[targets != ignore_index]
@@ -293,6 +300,7 @@ def _valid_positions(targets: Tensor, ignore_index: int | None) -> Tensor | None
     """
     if ignore_index is None or not has_values(targets):
         return None
+    # On a GPU the host waits here: how many are valid decides the shapes of all that follows.
     kept = (targets != ignore_index).nonzero().squeeze(1)
     return None if kept.numel() == targets.numel() else kept
 
@@ -309,6 +317,7 @@ def _scale(divisor: float | Tensor | None, num_valid: int, hidden: Tensor) -> Te
             scale = divisor.detach().to(torch.float64).reciprocal()
             return scale if num_valid else torch.zeros_like(scale)
         divisor = divisor.item()
+    # A number is checked here, since dividing by 0 would make the loss NaN in silence.
     value = 0.0
     if num_valid:
         divisor = num_valid if divisor is None else divisor

@@ -106,6 +106,7 @@ def _tile(
     chunk_bytes: the budget; None for the measured sizes.
     """
     positions, columns = min(TILE_POSITIONS, max(num_valid, 1)), TILE_COLUMNS
+    # A smaller budget takes columns away first, then positions.
     if chunk_bytes is not None:
         cells = chunk_bytes // dtype.itemsize
         columns = max(min(cells // positions, TILE_COLUMNS), MIN_COLUMNS)

@@ -85,9 +85,11 @@ def rows_kernel(
     logits_ptr += row * vocab
     exps_ptr += row * vocab
     target = tl.load(targets_ptr + row)
+    # The reference of all exponents: the target's own logit.
     target_logit, target_slope = _capped(tl.load(logits_ptr + target), softcap, HAS_SOFTCAP)
     offsets = tl.arange(0, BLOCK_V)
     sums = tl.zeros([BLOCK_V], tl.float32)
+    # The first pass, in which no exponent exceeds LARGEST_GAP.
     peaks = tl.full([BLOCK_V], float("-inf"), tl.float32)
     for start in range(0, vocab, BLOCK_V):
         columns = start + offsets
@@ -102,6 +104,7 @@ def rows_kernel(
     rest = tl.sum(sums, axis=0)
     peak = tl.max(peaks, axis=0)
     shift = 0.0
+    # The second pass, where the first could not hold the exponents: relative to the largest logit.
     if NARROW | (peak > LARGEST_GAP):
         # A vocabulary of one token has no other: its peak is -inf, its rest 0.
         shift = tl.where(peak > float("-inf"), peak, 0.0)
@@ -122,11 +125,13 @@ def rows_kernel(
     of_rest = tl.exp2(tl.minimum(shift, 0.0) * LOG2_E)
     of_target = tl.exp2(-tl.maximum(shift, 0.0) * LOG2_E)
     total = of_target + rest * of_rest
+    # The loss. Its first summand is 0 where the target is the best token.
     nll = tl.maximum(shift, 0.0) + log1p(rest * of_rest + (of_target - 1.0))
     lse = target_logit + nll
     tl.store(nll_ptr + row, nll)
     tl.store(lse_ptr + row, lse)
     if STORE_EXPS:
+        # What the gradient multiplies e W and the target's row of the head with.
         from_z_loss = 2.0 * z_loss * lse
         p_others = of_rest / total
         tl.store(others_ptr + row, (1.0 + from_z_loss) * p_others)
@@ -143,6 +148,7 @@ def error_kernel(
     columns = tl.program_id(1) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = columns < vocab
     exps_ptr += row * vocab
+    # The target's own column has no e: its error is known already.
     exp = tl.load(exps_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     error = tl.where(
         columns == tl.load(targets_ptr + row),
@@ -172,9 +178,11 @@ def finish_kernel(
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < width
     target = tl.load(targets_ptr + row).to(tl.int64)
+    # The target's row of the head, and the sum over all other rows.
     of_y = tl.load(weight_ptr + target * width + columns, mask=inside, other=0.0).to(tl.float32)
     product = tl.load(product_ptr + row * width + columns, mask=inside, other=0.0)
     others = tl.load(others_ptr + row)
     grad = product * others + of_y * tl.load(target_coefficient_ptr + row)
+    # Scaled in fp32, before the one rounding to the dtype of the gradient.
     grad *= tl.load(scale_ptr)
     tl.store(grad_ptr + row * width + columns, grad.to(grad_ptr.dtype.element_ty), mask=inside)

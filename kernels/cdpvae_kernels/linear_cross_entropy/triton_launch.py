@@ -72,6 +72,7 @@ def linear_cross_entropy(
 
     # Make room for the logits of one chunk and, where there is a gradient, for its e.
     want_exps = options.want_hidden or options.want_weight
+    # A chunk is as large as the budget allows: each one reads the head twice.
     chunk_size = min(_chunk_positions(vocab, exps_dtype, options.chunk_bytes), max(num_valid, 1))
     logits = torch.empty(chunk_size, vocab, dtype=dtype, device=device)
     exps = torch.empty(chunk_size if want_exps else 0, vocab, dtype=exps_dtype, device=device)

@@ -95,6 +95,7 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
     scale = torch.ones((), device=device)
     itemsize = shapes.dtype.itemsize
 
+    # The launches take entries by name, the tuner has one configuration at a time.
     def launcher(
         name: str, launch: Callable[[dict[str, LaunchConfig]], None]
     ) -> Callable[[LaunchConfig], None]:

@@ -25,6 +25,7 @@ from cdpvae_kernels.common.dispatch import choose, from_triton
 from cdpvae_kernels.philox import reference
 from cdpvae_kernels.philox.reference import EPOCH_BITS
 
+# Each field's values are below its limit.
 SEED_LIMIT = 1 << 64
 EPOCH_LIMIT = 1 << EPOCH_BITS
 SAMPLE_LIMIT = 1 << 63
@@ -35,14 +36,20 @@ STREAM_LIMIT = 1 << 8
 class Stream(IntEnum):
     """What a draw is for. The values are part of the definition: never renumber one."""
 
-    NOISE = 0  # posterior noise; position is the latent dimension
-    WORD_DROPOUT = 1  # position is the token's place in its sequence
+    # Posterior noise; position is the latent dimension.
+    NOISE = 0
+    # Position is the token's place in its sequence.
+    WORD_DROPOUT = 1
+    # The augmentations of text: spans, words, and the order of tokens within windows.
     AUGMENT_SPAN = 2
     AUGMENT_WORD = 3
     AUGMENT_SHUFFLE = 4
-    PRIOR = 5  # z ~ p(z)
-    SAMPLING = 6  # next-token draws in generation
-    STEP = 7  # decisions of a whole optimizer step; sample index is the step
+    # z ~ p(z).
+    PRIOR = 5
+    # Next-token draws in generation.
+    SAMPLING = 6
+    # Decisions of a whole optimizer step; sample index is the step.
+    STEP = 7
 
 
 def bits(
@@ -127,9 +134,11 @@ def _draw(
     impl: str | None,
 ) -> Tensor:
     """Check the arguments of `op`, then draw its words or normals."""
+    # Refuse what does not fit into its field: it would change another field's draw.
     seed = in_range("seed", seed, SEED_LIMIT)
     stream = in_range("stream", stream, STREAM_LIMIT)
     counters = (sample_index, epoch, position)
+    # Numbers go to the device of the tensors, or to the CPU where there is no tensor.
     device = next((v.device for v in counters if isinstance(v, Tensor)), None)
     sample = _as_int64("sample_index", sample_index, SAMPLE_LIMIT, device)
     epoch = _as_int64("epoch", epoch, EPOCH_LIMIT, device)

@@ -8,16 +8,19 @@ import math
 import torch
 from torch import Tensor
 
+# The paper's constants: rounds, multipliers of the counters, steps of the key.
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+# The epoch's share of the fourth counter; the stream has the other 8 bits.
 EPOCH_BITS = 24
 
 # Horner's coefficients of the normal draw, highest order first: artanh(r) / r, cos and sin(a) / a.
 LOG_SERIES = tuple(1.0 / odd for odd in range(23, 0, -2))
 COSINE_SERIES = tuple((-1.0) ** n / math.factorial(2 * n) for n in range(8, -1, -1))
 SINE_SERIES = tuple((-1.0) ** n / math.factorial(2 * n + 1) for n in range(8, -1, -1))
+# Radians of one 2^-24 of a turn.
 ANGLE_OF_TURN = 2.0 * math.pi / 2.0**24
 
 
@@ -62,11 +65,13 @@ def draw(
     stream: in [0, 256).
     normal: whether to return normals.
     """
+    # The fields of the draw's name, cut into words of 32 bits.
     key = (seed & MASK32, (seed >> 32) & MASK32)
     counters = (position, sample & MASK32, sample >> 32, epoch | (stream << EPOCH_BITS))
     first, second = philox4x32(key, counters)[:2]
     if not normal:
         return first
+    # Box and Muller: a radius from the first word, an angle from the second.
     radius = (log_of_24_bits((first >> 8) + 1) * -2.0).sqrt()
     return (radius * cos_of_24_bits(second >> 8)).to(torch.float32)
 
@@ -77,10 +82,12 @@ def log_of_24_bits(numerator: Tensor) -> Tensor:
     ln m = 2 artanh((m - 1) / (m + 1)) with m in [sqrt(1/2), sqrt(2)); the terms left out are
     below 1e-19 relative.
     """
+    # numerator = mantissa * 2^exponent, with the mantissa brought around 1.
     mantissa, exponent = torch.frexp(numerator.to(torch.float64))
     small = mantissa < math.sqrt(0.5)
     mantissa = torch.where(small, mantissa * 2.0, mantissa)
     exponent = exponent - small.to(exponent.dtype) - 24
+    # artanh's series, summed by Horner's scheme.
     ratio = (mantissa - 1.0) / (mantissa + 1.0)
     square = ratio * ratio
     series = torch.zeros_like(square)
@@ -94,6 +101,7 @@ def cos_of_24_bits(turn: Tensor) -> Tensor:
 
     The nearest quarter turn is taken off in integers, exactly; Taylor on [-pi/4, pi/4] to 1e-17.
     """
+    # What is left after the nearest quarter turn is small enough for the series.
     quarter = (turn + (1 << 21)) >> 22
     angle = (turn - (quarter << 22)).to(torch.float64) * ANGLE_OF_TURN
     square = angle * angle

@@ -40,6 +40,7 @@ def draw(
     # A counter of one value is read again by every element, any other is walked through.
     counters = [_walked(counter, shape) for counter in (sample_index, epoch, position)]
     steps = [int(counter.numel() > 1) for counter in counters]
+    # Seed and stream are no reason to compile again: the kernel does not specialize on them.
     config = configuration("philox.draw", out.device, configs, BLOCK=out.numel())
     grid = (triton.cdiv(out.numel(), config["BLOCK"]),)
     draw_kernel[grid](

@@ -23,6 +23,7 @@ from cdpvae_kernels.common.dispatch import choose, from_triton
 from cdpvae_kernels.common.renamed import announce
 from cdpvae_kernels.prefixed_embedding import reference
 
+# Imported, and Triton with them, when they are first called.
 _pack = from_triton("prefixed_embedding", "pack")
 _unprefix = from_triton("prefixed_embedding", "unprefix")
 
@@ -47,6 +48,7 @@ def prefixed_embedding(
     Differentiable in `prompts` and, if it requires a gradient, in `embedding`.
     Raises ValueError for wrong shapes or dtypes and for ids outside the vocabulary.
     """
+    # Refuse what no implementation checks again.
     check_tensor("embedding", embedding, ("V", "D"), FLOATS)
     check_packing(ids, cu_seqlens)
     check_range("ids", ids, 0, embedding.shape[0])
@@ -69,6 +71,7 @@ def prefixed_positions(positions: Tensor, cu_seqlens: Tensor, num_prompts: int) 
         raise ValueError("cu_seqlens is empty; it must hold B+1 offsets, the first of them 0")
     if num_prompts < 0:
         raise ValueError(f"num_prompts={num_prompts}; it must be at least 0")
+    # How many ids there are is known only where the offsets can be read.
     if readable(cu_seqlens):
         check_range("positions", positions, 0, int(cu_seqlens[-1]))
     return reference.prefixed_positions(positions.to(torch.int64), cu_seqlens, num_prompts)

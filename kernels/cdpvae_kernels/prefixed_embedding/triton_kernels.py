@@ -36,18 +36,21 @@ def pack_kernel(
     """Fill packed positions. Grid (blocks of packed positions, blocks of the width)."""
     position = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = position < num_positions
+    # The sequence of each position, and its place there: the first ones are prompts.
     sequence = sequence_of(
         tl.where(inside, position, 0), cu_seqlens_ptr, num_sequences, num_prompts, STEPS
     )
     place = position - tl.load(cu_seqlens_ptr + sequence) - sequence * num_prompts
     is_prompt = inside & (place < num_prompts)
     is_token = inside & (place >= num_prompts)
+    # Where a token comes from: its position among the ids without prompts.
     token = position - (sequence + 1) * num_prompts
     token_id = tl.load(ids_ptr + token, mask=is_token, other=0).to(tl.int64)
     prompt = sequence.to(tl.int64) * num_prompts + place
 
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     used = (column < width)[None, :]
+    # Both are loaded under masks, of which one holds for each position.
     prompts = tl.load(
         prompts_ptr + prompt[:, None] * width + column[None, :],
         mask=is_prompt[:, None] & used,
@@ -80,6 +83,7 @@ def unprefix_kernel(
     prompt = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     inside = prompt < total_prompts
     sequence = prompt // num_prompts
+    # A prompt lies behind its sequence's start and behind all earlier prompts.
     start = tl.load(cu_seqlens_ptr + sequence, mask=inside, other=0)
     position = start.to(tl.int64) + prompt
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

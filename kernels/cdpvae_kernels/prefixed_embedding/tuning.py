@@ -64,6 +64,7 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
     grad = torch.zeros(num_positions, width, dtype=dtype, device=device)
 
     # Both copy, so both have the same candidates.
+    # Blocks from one position and a part of its width to several whole positions.
     candidates = {
         "BLOCK_R": (1, 2, 4, 8),
         "BLOCK_D": (512, 1024, 2048, 4096),

@@ -54,6 +54,7 @@ def word_dropout(
     check_range("sample_index", sample_index, 0, philox.SAMPLE_LIMIT)
 
     run = choose("word_dropout", impl, ids.device, _IMPLEMENTATIONS)
+    # Nothing to drop, as in evaluation: nothing is launched.
     if rate == 0.0:
         return ids
     return run(ids, cu_seqlens, sample_index, int(rate * 2**32), fill_id, seed, epoch)

@@ -27,9 +27,11 @@ def word_dropout(
     threshold: floor(rate * 2^32).
     fill_id, seed, epoch: as the public function takes them.
     """
+    # Where each token is in its own sequence: the draw knows nothing of the packing.
     tokens = torch.arange(ids.numel(), device=ids.device)
     sequence = sequence_of(tokens, cu_seqlens)
     position = tokens - cu_seqlens.to(torch.int64)[sequence]
+    # One draw per token; the first of a sequence is never dropped.
     word = philox.bits(
         seed, philox.Stream.WORD_DROPOUT, sample_index[sequence], epoch, position, impl="reference"
     )

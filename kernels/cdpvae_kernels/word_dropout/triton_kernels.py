@@ -34,9 +34,11 @@ def drop_kernel(
     inside = token < num_tokens
     # Past the end the search answers "no sequence": token 0 stands in.
     sequence = sequence_of(tl.where(inside, token, 0), cu_seqlens_ptr, num_sequences, 0, STEPS)
+    # The draw's name: the place in the sequence and the sample, never the packing.
     position = token - tl.load(cu_seqlens_ptr + sequence)
     sample = tl.load(sample_index_ptr + sequence)
     word, _, _, _ = words(seed, stream, sample, epoch, position)
+    # The first token of a sequence is never dropped.
     dropped = (word.to(tl.int64) < threshold) & (position > 0)
     token_id = tl.load(ids_ptr + token, mask=inside, other=0)
     kept = tl.where(dropped, fill_id.to(token_id.dtype), token_id)

@@ -39,6 +39,7 @@ def specializations() -> dict[str, Specialization]:
 
 def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
     """Make the kernel ready to run on `shapes.tokens` ids in eight sequences."""
+    # Eight sequences of equal length, a rate of a quarter.
     name, sequences = "word_dropout.drop", 8
     ids = torch.zeros(shapes.tokens, dtype=torch.int64, device=device)
     sample = torch.arange(sequences, device=device)

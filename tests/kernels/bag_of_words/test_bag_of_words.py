@@ -25,6 +25,7 @@ def implementation(request, monkeypatch):
     if request.param == "reference":
         plain = partial(bow_bce, impl="reference")
         monkeypatch.setattr(sys.modules[__name__], "bow_bce", plain)
+    # Four columns a tile, however few the rows are.
     elif request.param == "small tiles":
         monkeypatch.setattr(tiled, "BOW_COLUMNS", 4)
         monkeypatch.setattr(tiled, "BOW_CELLS", 0)
@@ -64,6 +65,7 @@ def dense_categorical(z, weight, bias, rows):
     return total / len(rows)
 
 
+# Ours and the formula, by name.
 LOSSES = {
     "mean": (
         lambda z, w, b, ids, cu: bow_bce(z, w, b, ids, cu),
@@ -85,6 +87,7 @@ def test_equals_the_dense_formula_with_gradients(name):
     got = loss(*ours, *pack(ROWS))
     expected = formula(*dense, ROWS)
     torch.testing.assert_close(got, expected, rtol=1e-12, atol=0)
+    # A factor other than 1: the upstream gradient must arrive.
     (1.5 * got).backward()
     (1.5 * expected).backward()
     for a, b in zip(ours, dense, strict=True):
@@ -105,6 +108,7 @@ def test_gradcheck(name):
 
 
 def test_a_repeat_counts_once_in_the_set_and_each_time_in_the_bag():
+    # One row with and without repeats of a token.
     once, thrice = pack([[1, 4]]), pack([[1, 4, 4, 4]])
     layer = head(batch=1)
     assert torch.equal(bow_bce(*layer, *once), bow_bce(*layer, *thrice))
@@ -116,6 +120,7 @@ def test_a_repeat_counts_once_in_the_set_and_each_time_in_the_bag():
 def test_a_row_without_ids_is_all_negative_and_has_no_bag():
     layer = head(batch=1)
     empty = pack([[]])
+    # Every token absent: softplus of each logit.
     expected = F.softplus(F.linear(*layer)).mean()
     torch.testing.assert_close(bow_bce(*layer, *empty), expected)
     loss = bow_categorical(*layer, *empty)
@@ -135,6 +140,7 @@ def test_no_rows_give_zero(name):
 
 @each_loss
 def test_extreme_logits_stay_finite(name):
+    # Logits of some thousands, past exp's range.
     layer = head(dtype=torch.float32, scale=30.0)
     loss, formula = LOSSES[name]
     got = loss(*layer, *pack(ROWS))
@@ -148,6 +154,7 @@ def test_half_precision_inputs_are_computed_in_fp32(name):
     layer = head(dtype=torch.bfloat16)
     loss, formula = LOSSES[name]
     got = loss(*layer, *pack(ROWS))
+    # The truth is of the rounded inputs: only the computing must be fp32.
     assert got.dtype == torch.float32
     torch.testing.assert_close(got.double(), formula(*layer, ROWS), rtol=1e-6, atol=0)
     got.backward()
@@ -184,13 +191,16 @@ def test_wrong_arguments_are_refused(name):
         with pytest.raises(ValueError, match=message):
             loss(*arguments)
 
+    # Shapes and dtypes of the operands.
     refused(r"z has shape \(3, 4\); it must be \(4, Z\)", z[:3], weight, bias, ids, cu)
     refused(r"weight has shape \(9, 3\); it must be \(V, 4\)", z, weight[:, :3], bias, ids, cu)
     refused(r"bias has shape \(8,\); it must be \(9\)", z, weight, bias[:8], ids, cu)
     refused(r"z has dtype torch.int64", z.long(), weight, bias, ids, cu)
+    # Ids outside the vocabulary or of a wrong dtype.
     refused(r"ids holds 9; .*\[0, 9\)", z, weight, bias, ids + 1, cu)
     refused(r"ids holds -1", z, weight, bias, ids - 1, cu)
     refused(r"ids has dtype torch.float32", z, weight, bias, ids.float(), cu)
+    # Offsets that do not describe the ids.
     refused(r"cu_seqlens has dtype torch.int64", z, weight, bias, ids, cu.long())
     refused(r"cu_seqlens runs from 0 to 9; .* 8", z, weight, bias, ids[:8], cu)
     decreasing = torch.tensor([0, 6, 5, 6, 9], dtype=torch.int32)

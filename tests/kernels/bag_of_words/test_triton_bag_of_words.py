@@ -15,6 +15,7 @@ from cdpvae_kernels.common import runtime
 from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+# Two blocks of 64 and a ragged third.
 V = 150
 HALF = torch.float16
 
@@ -50,6 +51,7 @@ def texts(batch, draw):
 
 
 def problem(batch, width, z_dtype=torch.float32, head_dtype=torch.float32, scale=1.0):
+    # Other data for each size, the same in every run.
     draw = torch.Generator().manual_seed(batch + width)
     z = torch.randn(batch, width, generator=draw)
     weight = torch.randn(V, width, generator=draw) * (scale * width**-0.5)
@@ -87,6 +89,7 @@ def computed(name, operands, rows, upstream=1.0, **settings):
 def dense(name, operands, rows, upstream, dtype):
     """The formula with operands converted to `dtype`; its logits are fp32 at least."""
     copies = [x.detach().to(dtype).requires_grad_() for x in operands]
+    # Half precisions stay what they are up to the logits, as in a model.
     logits = F.linear(*copies)
     logits = logits if dtype == torch.float64 else logits.float()
     return gradients(LOSSES[name][1](logits, rows), copies, upstream)
@@ -96,6 +99,7 @@ def assert_as_good_as_torch(name, operands, rows, upstream=-2.5):
     """Every output's error is at most twice that of plain torch in the widest operand's dtype."""
     got = computed(name, operands, rows, upstream)
     truth = dense(name, operands, rows, upstream, torch.float64)
+    # Plain torch computes in the widest dtype that it is given.
     widest = torch.promote_types(operands[0].dtype, operands[1].dtype)
     plain = dense(name, operands, rows, upstream, widest)
     names = ("loss", "d z", "d weight", "d bias")
@@ -106,6 +110,7 @@ def assert_as_good_as_torch(name, operands, rows, upstream=-2.5):
         assert error <= allowed, f"{what}: error {error:.3g}, allowed {allowed:.3g}"
 
 
+# Both configurations, few and many rows, and a z below and at the width they are made for.
 SIZES = [
     pytest.param(1, 5, id="one row, a z narrower than a block"),
     pytest.param(7, 64, id="few rows, the usual z"),
@@ -151,6 +156,7 @@ def test_confident_logits_keep_relative_precision(margin, sign):
     weight = (sign * margin * (2.0 * present - 1.0)).T.contiguous().requires_grad_()
     bias = torch.zeros(6, device=DEVICE).requires_grad_()
     got = computed("bce", [z, weight, bias], rows)
+    # BCE as softplus of the logit with its sign turned by the target: exact on both sides.
     wrong_side = (1.0 - 2.0 * present.double()) * weight.double().T.detach()
     loss = F.softplus(wrong_side, threshold=1e9).mean()
     error = (1.0 - 2.0 * present.double()) * torch.sigmoid(wrong_side) / 12
@@ -181,6 +187,7 @@ def test_twice_the_same_bits(name):
 
 def test_the_targets_are_a_set():
     operands, rows = problem(3, 5)
+    # The same sets in another order and without repeats.
     other = [sorted(set(row), reverse=True) for row in rows]
     pairs = zip(computed("bce", operands, rows), computed("bce", operands, other), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
@@ -226,6 +233,7 @@ def test_other_layouts(name):
     operands, rows = problem(3, 5)
     want = computed(name, operands, rows)
     loss, (ids, cu_seqlens) = LOSSES[name][0], pack(rows)
+    # Every second row of a tensor twice as long.
     views = [x.detach().repeat_interleave(2, dim=0)[::2].requires_grad_() for x in operands]
     got = gradients(loss(*views, ids.int(), cu_seqlens, impl="triton"), views, 1.0)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
@@ -235,6 +243,7 @@ def test_other_layouts(name):
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2)])
 def test_only_wanted_gradients(name, wanted):
     operands, rows = problem(3, 5)
+    # All gradients at once, as the truth for some of them alone.
     every = computed(name, operands, rows)
     for index, operand in enumerate(operands):
         operand.requires_grad_(index in wanted)
@@ -251,6 +260,7 @@ def test_a_kept_graph_repeats_and_a_second_derivative_is_refused(name):
     once = torch.autograd.grad(loss, operands, retain_graph=True)
     again = torch.autograd.grad(loss, operands, retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    # The loss's square has a second derivative; the operator must not answer with a wrong one.
     (grad,) = torch.autograd.grad(loss * loss, operands[:1], create_graph=True)
     with pytest.raises(RuntimeError, match="bow_backward"):
         torch.autograd.grad(grad.sum(), operands[:1])

@@ -8,6 +8,7 @@ from cdpvae_kernels.common import dispatch, runtime
 from cdpvae_kernels.common.dispatch import choose, choose_name
 from support.triton import DEVICE
 
+# A device's name is enough: nothing runs on it.
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 BOTH = {"reference": "plain", "triton": "kernel"}
 

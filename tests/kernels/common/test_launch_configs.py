@@ -19,6 +19,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     path = tmp_path / "mine.json"
     monkeypatch.setenv(launch_configs.USER_TABLE_VARIABLE, str(path))
+    # Tables are read once and kept, so before and after each test they are dropped.
     read_table.cache_clear()
     yield path
     read_table.cache_clear()

@@ -18,6 +18,7 @@ from cdpvae_kernels import linear_cross_entropy
 from cdpvae_kernels.linear_cross_entropy import reference, tiled
 from cdpvae_kernels.linear_cross_entropy.interface import Options
 
+# T and V are primes, so that no chunk or tile comes out even.
 T, D, V = 13, 6, 11
 POSITION_BYTES = V * 8  # the logits of one position in fp64
 
@@ -48,6 +49,7 @@ def oracle(hidden, weight, targets, *, positions=None, divisor=None, z_loss=0.0,
     logits = (hidden if positions is None else hidden[positions]) @ weight.T
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
+    # What the library never does: whole logits, masked afterwards.
     valid = targets != -100
     nll = F.cross_entropy(logits, targets, reduction="none", ignore_index=-100)
     lse = torch.logsumexp(logits, dim=-1) * valid
@@ -62,6 +64,7 @@ def check(hidden, weight, targets, **settings):
     loss, nll, lse, grad_hidden, grad_weight = oracle(hidden, weight, targets, **formula)
     got, stats = linear_cross_entropy(hidden, weight, targets, return_stats=True, **settings)
     got.backward()
+    # fp64's precision, with some digits for sums in another order.
     tolerance = {"rtol": 1e-12, "atol": 1e-13}
     torch.testing.assert_close(got, loss, **tolerance)
     torch.testing.assert_close(stats.nll, nll, **tolerance)
@@ -94,6 +97,7 @@ def test_z_loss_softcap_and_divisor_together():
     )
 
 
+# A number or a tensor, whole or not: the same quotient.
 @pytest.mark.parametrize("divisor", [29, 29.0, torch.tensor(29.0), torch.tensor(29)])
 def test_divisor_number_or_tensor(divisor):
     hidden, weight, targets = problem()
@@ -136,6 +140,7 @@ def test_one_valid_position():
     assert torch.count_nonzero(hidden.grad[others]) == 0
 
 
+# 0 / 0 would be NaN, so the divisor must not matter, even a wrong one.
 @pytest.mark.parametrize("divisor", [None, 0, 5.0, torch.tensor(0.0)])
 @pytest.mark.parametrize("case", ["all ignored", "no positions", "an empty list of positions"])
 def test_no_valid_target_gives_exactly_zero(case, divisor):
@@ -159,6 +164,7 @@ def test_no_valid_target_gives_exactly_zero(case, divisor):
 
 def test_ignore_index_is_a_setting_and_none_takes_every_target():
     hidden, weight, targets = problem()
+    # A target that is a token, so that ignoring it is seen.
     targets[2] = 0
     as_pad = linear_cross_entropy(hidden, weight, targets, ignore_index=0)
     marked = targets.masked_fill(targets == 0, -100)
@@ -171,6 +177,7 @@ def test_upstream_gradient_scales_both_gradients_and_a_kept_graph_repeats():
     hidden, weight, targets = problem()
     _, _, _, grad_hidden, grad_weight = oracle(hidden, weight, targets)
     loss = linear_cross_entropy(hidden, weight, targets)
+    # A factor that is neither 1 nor positive, then the same graph once more.
     (-2.5 * loss).backward(retain_graph=True)
     torch.testing.assert_close(hidden.grad, -2.5 * grad_hidden)
     torch.testing.assert_close(weight.grad, -2.5 * grad_weight)
@@ -224,6 +231,7 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype):
     targets = torch.randint(0, 200, (96,), generator=draw)
     truth = oracle(hidden, weight, targets)
 
+    # What one writes first in this dtype, and how far it is from the truth.
     plain = F.cross_entropy((hidden @ weight.T).float(), targets)
     plain_grads = torch.autograd.grad(plain, (hidden, weight))
     loss = linear_cross_entropy(hidden, weight, targets)
@@ -231,6 +239,7 @@ def test_error_is_at_most_twice_that_of_plain_torch(dtype):
     assert loss.dtype == torch.float32
     assert [g.dtype for g in grads] == [dtype, dtype]
 
+    # Where plain torch happens to be exact, one spacing of the dtype is allowed.
     spacing = torch.finfo(dtype).eps
     pairs = zip((plain, *plain_grads), (loss, *grads), (truth[0], *truth[3:]), strict=True)
     for other, ours, exact in pairs:
@@ -265,6 +274,7 @@ def test_gradients_are_computed_only_where_wanted(monkeypatch, implementation):
     torch.testing.assert_close(hidden.grad, oracle(hidden, weight, targets)[3])
 
     counted = CountProducts()
+    # The implementation by itself, asked for no gradient.
     with torch.no_grad(), counted:
         run = tiled if implementation != "reference" else reference
         nll, _, *grads = run.linear_cross_entropy(
@@ -275,6 +285,7 @@ def test_gradients_are_computed_only_where_wanted(monkeypatch, implementation):
             torch.ones(()),
             Options(chunk_bytes=100 * T * POSITION_BYTES),
         )
+    # 13 positions in fives and 11 columns in fours: nine tiles, a product each.
     tiles = 3 * 3 if implementation == "small tiles" else 1
     assert counted.products == tiles, "without gradients the logits are the only product"
     assert grads == [None, None]
@@ -309,6 +320,7 @@ def test_no_more_than_one_chunk_of_logits_is_held(run, softcap):
                     self.elements = max(self.elements, stored)
             return result
 
+    # Sixteen chunks, and a D so small that only logits can be the largest tensor.
     positions, vocab = 512, 256
     hidden, weight = torch.randn(positions, 4), torch.randn(vocab, 4)
     targets, scale = torch.randint(0, vocab, (positions,)), torch.ones(())
@@ -316,6 +328,7 @@ def test_no_more_than_one_chunk_of_logits_is_held(run, softcap):
     # The implementation, not the operator: a mode sees the latter as one call.
     with Largest() as largest:
         run.linear_cross_entropy(hidden, weight, targets, None, scale, options)
+    # A softcap keeps its tanh beside the logits: half as many fit.
     chunk = 32 * vocab // (1 if softcap is None else 2)
     assert hidden.numel() <= largest.elements <= chunk < positions * vocab
 
@@ -362,12 +375,14 @@ def refused(message, **changes):
 
 def test_wrong_arguments_are_refused():
     ints = torch.zeros(T, dtype=torch.int64)
+    # Shapes and dtypes.
     refused(r"hidden has shape \(13,\)", hidden=torch.zeros(13))
     refused(r"hidden has dtype torch.int64", hidden=torch.zeros(T, D, dtype=torch.int64))
     refused(r"weight has shape \(11, 5\); it must be \(V, 6\)", weight=torch.zeros(V, 5))
     refused(r"weight has dtype torch.float64", weight=torch.zeros(V, D, dtype=torch.float64))
     refused(r"targets has shape \(12,\); it must be \(13\)", targets=ints[:12])
     refused(r"targets has dtype torch.float32", targets=torch.zeros(T))
+    # Values out of range.
     refused(r"targets .* holds 11; .*\[0, 11\)", targets=ints + V)
     refused(r"targets .* holds -1", targets=ints - 1)
     refused(r"targets holds -100", targets=ints - 100, ignore_index=None)
@@ -380,6 +395,7 @@ def test_wrong_arguments_are_refused():
     refused(r"divisor has shape \(1,\)", divisor=torch.ones(1))
     refused(r"chunk_bytes=0", chunk_bytes=0)
     refused(r"z_loss=-0.1", z_loss=-0.1)
+    # Settings outside their rules, and implementations that there are not or that cannot.
     refused(r"softcap=0.0", softcap=0.0)
     refused(
         r"impl='cuda': linear_cross_entropy has .*\['reference', 'tiled', 'triton'\]", impl="cuda"

@@ -12,6 +12,7 @@ from cdpvae_kernels.common import runtime
 from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
+# V is two blocks and a ragged third, D one block and a ragged second.
 T, D, V = 11, 20, 150
 POSITION_BYTES = V * 8  # logits in fp32, exponentials in at most as much
 
@@ -50,6 +51,7 @@ def exact(hidden, weight, targets, *, positions=None, divisor=None, z_loss=0.0, 
         logits = softcap * torch.tanh(logits / softcap)
     valid = targets != -100
     column = targets.clamp(min=0)[:, None]
+    # The other tokens' odds: in fp64, too, log_softmax would cancel.
     gaps = logits - logits.gather(1, column)
     others = torch.logsumexp(gaps.scatter(1, column, float("-inf")), dim=1)
     nll = F.softplus(others, threshold=1e9) * valid
@@ -74,9 +76,11 @@ def assert_as_good_as_torch(hidden, weight, targets, *, upstream=1.0, **settings
     want = exact(hidden, weight, targets, **formula)
     got = computed(hidden, weight, targets, upstream, **settings)
     plain = plain_torch(hidden, weight, targets, **formula)
+    # The upstream gradient scales gradients, not losses.
     factors = (1.0, 1.0, 1.0, upstream, upstream)
     names = ("loss", "nll", "lse", "d hidden", "d weight")
     for name, ours, other, truth, factor in zip(names, got, plain, want, factors, strict=True):
+        # Where plain torch happens to be exact, some roundings are allowed.
         spacing = torch.finfo(ours.dtype).eps
         allowed = 2 * (other.double() - truth).norm() * abs(factor)
         allowed += 4 * spacing * (truth * factor).norm()
@@ -136,6 +140,7 @@ def margin_problem(margin, dtype):
     weight = torch.zeros(V, D)
     weight[:, 0] = -torch.rand(V, generator=torch.Generator().manual_seed(5))
     weight[7, 0] = 0.0
+    # Logits are exactly column 0 of the head: the other columns only matter for the gradient.
     weight[40, 0] = margin
     weight[:, 1:] = torch.randn(V, D - 1, generator=torch.Generator().manual_seed(6))
     targets = torch.full((4,), 40)
@@ -164,6 +169,7 @@ def test_confident_and_very_wrong_tokens_keep_relative_precision(margin, dtype):
 def test_the_certain_token_is_the_point_where_softmax_minus_one_fails():
     """At 25 nats plain fp32 gives a loss of 0; the formulation of this kernel does not."""
     hidden, weight, targets = margin_problem(25.0, torch.float32)
+    # exp(-25) is below the spacing of fp32 at 1.
     assert plain_torch(hidden, weight, targets)[0] == 0.0
     ours = computed(hidden, weight, targets)
     assert ours[0] > 0 and ours[3].abs().max() > 0
@@ -215,6 +221,7 @@ def test_only_what_is_wanted_is_computed():
     with torch.no_grad():
         loss = linear_cross_entropy(hidden, weight, targets, impl="triton")
     torch.testing.assert_close(loss.double(), want[0], rtol=1e-6, atol=0)
+    # And the other way round: a trained head behind frozen states.
     only_weight = linear_cross_entropy(hidden.detach(), weight, targets, impl="triton")
     (grad,) = torch.autograd.grad(only_weight, weight)
     torch.testing.assert_close(grad.double(), want[4], rtol=1e-5, atol=1e-6)
@@ -223,6 +230,7 @@ def test_only_what_is_wanted_is_computed():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_twice_the_same_bits(dtype):
     inputs = problem(dtype)
+    # A repeated position: three gradients meet in one place.
     positions = torch.tensor([0, 3, 3, 3, 9], device=DEVICE)
     targets = torch.arange(5, device=DEVICE)
     for first, second in zip(
@@ -248,6 +256,7 @@ def test_the_host_does_not_wait(divisor):
     if divisor == "tensor":
         divisor = torch.tensor(7.0, device=DEVICE)
     torch.cuda.synchronize()
+    # From here on every wait of the host is an error.
     torch.cuda.set_sync_debug_mode("error")
     try:
         linear_cross_entropy(
@@ -267,6 +276,7 @@ def test_offsets_past_two_to_the_31():
     )
     weight = torch.randn(vocab, width, device=DEVICE, generator=draw).bfloat16()
     targets = torch.randint(vocab, (positions,), device=DEVICE, generator=draw)
+    # All positions in one chunk, past 2^31 logits, and in chunks far below it.
     losses = [
         linear_cross_entropy(hidden, weight, targets, ignore_index=None, chunk_bytes=budget)
         for budget in (positions * vocab * 6, None)

@@ -27,6 +27,7 @@ KNOWN_ANSWERS = [
 
 def python_philox(counters, key):
     """The paper's round function on Python integers, which never overflow."""
+    # Kept apart from the library: its constants are written out.
     c0, c1, c2, c3 = counters
     k0, k1 = key
     for _ in range(10):
@@ -104,6 +105,7 @@ def test_a_draw_does_not_depend_on_shape_or_layout(draw):
     assert torch.equal(together, draw(3, Stream.NOISE, sample.T, 5, position.T).T)
     strided = torch.arange(74)[::2] // 2
     assert torch.equal(together, draw(3, Stream.NOISE, sample, 5, strided[None, :]))
+    # Flat, with nothing left to broadcast.
     flat = draw(3, Stream.NOISE, sample.expand(7, 37).flatten(), 5, position.repeat(1, 7)[0])
     assert torch.equal(together.flatten(), flat)
 
@@ -113,6 +115,7 @@ def test_every_field_changes_the_draw(field):
     names = {"seed": 1, "stream": 1, "sample_index": 1, "epoch": 1, "position": 1}
     position = torch.arange(64)
     base = philox.bits(1, 1, 1, 1, position + 1)
+    # The same draw but for one field.
     names[field] = 2
     other = philox.bits(
         names["seed"],
@@ -168,6 +171,7 @@ def test_normal_at_the_corners_of_its_words():
     log = reference.log_of_24_bits(torch.tensor([1, 2**23, 2**24 - 1, 2**24]))
     expected = [math.log(k / 2**24) for k in (1, 2**23, 2**24 - 1, 2**24)]
     assert log.tolist() == pytest.approx(expected, rel=1e-15, abs=0)
+    # Eighths of a turn: every quarter and the middle of every quarter.
     turns = torch.arange(0, 2**24, 2**21)
     cosine = reference.cos_of_24_bits(turns)
     root = math.sqrt(0.5)

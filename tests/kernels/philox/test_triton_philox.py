@@ -19,6 +19,7 @@ from support.triton import DEVICE, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
+# The corners of the 64-bit and of the 32-bit field.
 SAMPLES = torch.tensor([0, 12345, 2**32, 2**40 + 7, 2**63 - 1])[:, None].to(DEVICE)
 POSITIONS = torch.tensor([0, 1, 2**31, 2**32 - 1])[None, :].to(DEVICE)
 
@@ -73,6 +74,7 @@ def series_kernel(numerator_ptr, turn_ptr, log_ptr, cos_ptr, BLOCK: tl.constexpr
 
 def test_the_series_at_their_branches():
     """11863283 / 2^24 lies between sqrt(1/2) rounded to fp32 and sqrt(1/2)."""
+    # Each side of the branch, and the ends of the range.
     half = 11863283
     numerators = [1, 2, 3, half - 1, half, half + 1, 2**23 - 1, 2**23, 2**24 - 1, 2**24]
     turns = [n * 2**21 + step for n in range(8) for step in (-1, 0, 1)][1:]
@@ -112,8 +114,10 @@ def test_the_compiled_normal_rounds_as_the_definition_does():
         capture_output=True,
         text=True,
     ).stdout
+    # What the GPU computes with: every operation correctly rounded, none fused.
     operations = set(re.findall(r"\b(?:add|sub|mul|div|sqrt|fma)[.\w]*\.f64\b", ptx))
     assert operations == {f"{name}.rn.f64" for name in ("add", "sub", "mul", "div", "sqrt")}
+    # And the constants: each as the reference has it, to the last bit.
     words = re.findall(r"\b0d([0-9A-F]{16})\b", ptx)
     constants = {abs(struct.unpack(">d", bytes.fromhex(word))[0]) for word in words}
     wanted = {reference.ANGLE_OF_TURN, math.log(2.0), math.sqrt(0.5)}

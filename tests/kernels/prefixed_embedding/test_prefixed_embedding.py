@@ -36,9 +36,11 @@ def test_equals_concatenation_with_gradients(num_prompts):
     expected = written_out(*arguments)
     assert torch.equal(packed, expected)
     assert packed_cu.dtype == torch.int32
+    # Every sequence has grown by its prompts.
     ends = [sum(LENGTHS[:n]) + n * num_prompts for n in range(len(LENGTHS) + 1)]
     assert packed_cu.tolist() == ends
 
+    # Random upstream gradients, so that a misplaced one is seen.
     upstream = torch.randn_like(packed)
     leaves = (arguments[0], arguments[3])
     got = torch.autograd.grad(packed, leaves, upstream)
@@ -55,6 +57,7 @@ def test_gradcheck():
 
 def test_a_frozen_embedding_gets_no_gradient():
     embedding, ids, cu_seqlens, prompts = problem(2, torch.bfloat16)
+    # As in training: the embedding is frozen, ids may be int32.
     embedding.requires_grad_(False)
     packed, _ = prefixed_embedding(embedding, ids.int(), cu_seqlens, prompts)
     assert packed.dtype == torch.bfloat16
@@ -67,6 +70,7 @@ def test_a_frozen_embedding_gets_no_gradient():
 def test_prefixed_positions_find_the_tokens(num_prompts):
     embedding, ids, cu_seqlens, prompts = problem(num_prompts)
     packed, _ = prefixed_embedding(embedding, ids, cu_seqlens, prompts)
+    # Out of order and repeated, the first and the last position among them.
     positions = torch.tensor([7, 0, 4, 3, 3, 5])
     moved = prefixed_positions(positions, cu_seqlens, num_prompts)
     assert moved.dtype == torch.int64
@@ -108,11 +112,13 @@ def test_wrong_arguments_are_refused():
         with pytest.raises(ValueError, match=message):
             prefixed_embedding(**(good | changes))
 
+    # Operands and ids.
     refused(r"embedding has shape \(3,\)", embedding=torch.zeros(3))
     refused(r"ids holds 10; .*\[0, 10\)", ids=ids + 1)
     refused(r"cu_seqlens has dtype torch.int64", cu_seqlens=cu_seqlens.long())
     refused(r"prompts has shape \(3, 2, 3\); it must be \(4, P, 3\)", prompts=prompts[:3])
     refused(r"prompts has dtype torch.float32; .*float64", prompts=prompts.float())
+    # Implementations that there are not, or that cannot.
     refused(r"impl='cuda': prefixed_embedding has .*'reference', 'triton'", impl="cuda")
     refused(r"impl='triton': prefixed_embedding computes in torch.float64", impl="triton")
     with pytest.raises(ValueError, match=r"num_prompts=-1"):

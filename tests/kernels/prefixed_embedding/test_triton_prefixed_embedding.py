@@ -14,6 +14,7 @@ V, D = 23, 20  # no multiple of the block below
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
+    # Blocks that sequences begin and end inside, and a ragged second block of the width.
     config = {"BLOCK_R": 4, "BLOCK_D": 16, "num_warps": 1, "num_stages": 1}
     monkeypatch.setattr(runtime, "launch_config", lambda name, device: config)
 
@@ -60,6 +61,7 @@ def test_equals_the_reference_with_gradients(lengths, num_prompts, dtype):
 
 def test_int32_ids_and_strided_arguments():
     embedding, ids, cu_seqlens, prompts = problem([5, 2], 3, ids_dtype=torch.int32)
+    # Every second column of a wider embedding, and prompts whose batch is not the first stride.
     wide = torch.randn(V, 2 * D, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     strided = wide[:, ::2].requires_grad_()
     turned = prompts.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
@@ -76,6 +78,7 @@ def test_nothing_at_all():
 
 def test_an_expanded_gradient_and_a_frozen_embedding():
     embedding, ids, cu_seqlens, prompts = problem([5, 2], 3)
+    # The gradient of a sum is one number expanded: its strides are 0.
     frozen = embedding.detach()
     packed, _ = prefixed_embedding(frozen, ids, cu_seqlens, prompts, impl="triton")
     packed.sum().backward()

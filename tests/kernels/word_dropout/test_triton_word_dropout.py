@@ -8,6 +8,7 @@ from cdpvae_kernels import word_dropout
 from cdpvae_kernels.common import runtime
 from support.triton import DEVICE
 
+# A seed whose signed form is negative, and an id that no text holds.
 SETTINGS = {"fill_id": 999, "seed": 2**64 - 3, "epoch": 7}
 
 
@@ -49,6 +50,7 @@ def test_equals_the_reference(lengths, dtype, rate):
 def test_the_same_in_any_packing():
     ids, cu_seqlens, sample = packed([20, 33, 17])
     together = word_dropout(ids, cu_seqlens, sample, rate=0.4, **SETTINGS, impl="triton")
+    # Each sequence by itself has the decisions that it had among the others.
     for row, part in enumerate(together.split([20, 33, 17])):
         start, end = cu_seqlens[row], cu_seqlens[row + 1]
         alone = (ids[start:end], torch.stack([start - start, end - start]), sample[row : row + 1])
@@ -60,6 +62,7 @@ def test_no_tokens_and_strided_ids():
     ids, cu_seqlens, sample = packed([0, 0])
     assert word_dropout(ids, cu_seqlens, sample, rate=0.4, **SETTINGS, impl="triton").shape == (0,)
     ids, cu_seqlens, sample = packed([9, 11])
+    # Every second element of a tensor twice as long.
     strided = ids.repeat_interleave(2)[::2]
     got = word_dropout(strided, cu_seqlens, sample, rate=0.4, **SETTINGS, impl="triton")
     assert torch.equal(got, word_dropout(ids, cu_seqlens, sample, rate=0.4, **SETTINGS))

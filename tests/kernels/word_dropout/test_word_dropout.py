@@ -20,6 +20,7 @@ def samples():
 
 def drop(order, **changes):
     """Pack the samples in `order`, drop words, and give back {sample: ids}."""
+    # Other neighbours for every order: only a sample's own draws may decide.
     texts = samples()
     ids = torch.cat([texts[index] for index in order])
     lengths = [len(texts[index]) for index in order]
@@ -32,6 +33,7 @@ def test_the_decision_is_philox_below_the_threshold():
     dropped = drop(list(samples()))
     for index, ids in samples().items():
         for position, token in enumerate(ids.tolist()):
+            # The definition, token by token.
             word = int(philox.bits(7, Stream.WORD_DROPOUT, index, 2, position))
             gone = position > 0 and word < math.floor(0.4 * 2**32)
             assert int(dropped[index][position]) == (FILL if gone else token)
@@ -52,6 +54,7 @@ def test_rate_zero_returns_the_ids_and_rate_one_keeps_only_the_first():
     assert word_dropout(ids, cu_seqlens, sample, **SETTINGS | {"rate": 0.0}) is ids
     dropped = word_dropout(ids, cu_seqlens, sample, **SETTINGS | {"rate": 1.0})
     assert dropped.tolist() == [0, FILL, 2, FILL, FILL, FILL]
+    # The ids themselves are untouched.
     assert ids.tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -75,6 +78,7 @@ def test_seed_and_epoch_change_the_decision(changes):
 
 
 def test_more_is_dropped_at_a_higher_rate_never_other_tokens():
+    # One draw a token: a higher rate drops all that a lower one does.
     low, high = drop([12], rate=0.2)[12] == FILL, drop([12], rate=0.6)[12] == FILL
     assert low.any() and (high & ~low).any() and not (low & ~high).any()
 
@@ -95,10 +99,12 @@ def test_wrong_arguments_are_refused():
         with pytest.raises(ValueError, match=message):
             word_dropout(**(good | SETTINGS | changes))
 
+    # Settings.
     refused(r"rate=1.5; it must lie in \[0, 1\]", rate=1.5)
     refused(r"rate=-0.1", rate=-0.1)
     refused(r"rate=nan", rate=float("nan"))
     refused(r"fill_id=-1", fill_id=-1)
+    # Tensors.
     refused(r"ids has shape \(1, 6\)", ids=torch.arange(6)[None])
     refused(r"cu_seqlens runs from 0 to 6; .* 5", ids=torch.arange(5))
     refused(r"sample_index has shape \(1,\); it must be \(2\)", sample_index=torch.tensor([0]))
