@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises ValueError for options that make no sense, and at the end where ours did not run.
     """
-    from cdpvae.cli import parse_options
+    from cdpvae.command_line import parse_options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(KernelOptions, __doc__, arguments)
@@ -193,6 +193,6 @@ if __name__ == "__main__":
         memory.report(memory_in_this_process(OPERATIONS[job["op"]], job))
         sys.exit(0)
     # Imported late: a child process does not need the command line of the project.
-    from cdpvae.cli import run
+    from cdpvae.command_line import run
 
     sys.exit(run(main))

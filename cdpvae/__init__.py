@@ -11,6 +11,7 @@ Names load on first use, so that `import cdpvae` costs nothing and needs no heav
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -66,7 +67,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'cdpvae' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -1,8 +1,6 @@
 """How well texts come back from their latents.
 
-    python -m cdpvae.evaluate_reconstruction --checkpoint checkpoints/checkpoint-1000 \
-        --num-samples 10
-
+    python -m cdpvae.evaluate_reconstruction --checkpoint DIR/checkpoint-1000 --num-samples 10
 Likelihoods on held-out rows in nats per sequence, with the z-use test and, where a run without a
 latent is given as `--baseline`, the same decoder without z; BLEU-4, ROUGE-L, exact match and token
 accuracy of greedy texts from z = mu and from z ~ q(z|x); the texts side by side.
@@ -34,8 +32,7 @@ class ReconstructionOptions(EvaluationOptions):
 
 def evaluate(argv: Sequence[str] | None = None) -> None:
     """Parse, measure, print, write. Raises ValueError for what a user can cause."""
-    described = "How well texts come back from their latents."
-    options = parse_options(ReconstructionOptions, described, argv)
+    options = parse_options(ReconstructionOptions, "Score texts written from latents.", argv)
     options.require_checkpoint()
     # Heavy imports wait until the options are known to be good.
     from cdpvae.evaluation import reconstruction
@@ -47,9 +44,7 @@ def evaluate(argv: Sequence[str] | None = None) -> None:
     likelihoods = compare_likelihoods(opened, options.baseline, rows, options.seed)
     print("\n".join(likelihoods.lines()))
     chosen = dataclasses.replace(rows, limit=options.num_samples)
-    texts = reconstruction.generate_texts(
-        opened, chosen, max_length=options.max_length, seed=options.seed
-    )
+    texts = reconstruction.generate_texts(opened, chosen, options.max_length, options.seed)
     print("\n".join(reconstruction.text_lines(texts, options.show)))
     if options.output:
         reconstruction.write_texts(options.output, options.checkpoint, texts, likelihoods)

@@ -1,45 +1,50 @@
-"""The house: who may import whom, how long a file may be."""
+"""Who may import whom, how long a file may be, how many files a folder may hold.
+
+docs/architecture.md says why.
+"""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from support.runs import REPOSITORY
 
-FOUNDATION = {"cdpvae_kernels", "config", "batch", "files"}
+PACKAGE = REPOSITORY / "cdpvae"
+# Packages by floor, the lowest first: a package imports from lower floors only.
+FLOORS = (
+    {"cdpvae_kernels", "config", "batch", "files"},
+    {"command_line", "latents", "data", "profiling"},
+    {"metrics", "loss", "preprocessing", "training"},
+    {"collapse", "models"},
+    {"evaluation"},
+    {"tasks", "sample"},
+    {"compatibility"},
+)
+FOUNDATION = FLOORS[0]
 MAY_IMPORT = {
     "config": set(),
     "batch": set(),
     "files": set(),
     "command_line": {"config"},
-    "metrics": set(),
-    "profiling": FOUNDATION,
-    "loss": FOUNDATION,
-    "collapse": {"metrics", *FOUNDATION},
+    "latents": FOUNDATION,
     "data": FOUNDATION,
+    "profiling": FOUNDATION,
+    "metrics": {"latents", *FOUNDATION},
+    "loss": {"latents", *FOUNDATION},
     "preprocessing": {"data", *FOUNDATION},
-    "models": {"loss", *FOUNDATION},
-    "evaluation": {"models", "loss", "metrics", "data", *FOUNDATION},
-    "training": {"tasks", "models", "loss", "collapse", "data", *FOUNDATION},
-    # Of training it takes the learning rate's schedule alone.
+    "training": {"data", *FOUNDATION},
+    "collapse": {"metrics", "latents", *FOUNDATION},
+    "models": {"latents", "loss", *FOUNDATION},
+    "evaluation": {"models", "metrics", "latents", "data", *FOUNDATION},
     "sample": {"preprocessing", "evaluation", "training", *FOUNDATION},
-    "tasks": {
-        "training",
-        "evaluation",
-        "models",
-        "loss",
-        "collapse",
-        "metrics",
-        "profiling",
-        "preprocessing",
-        "data",
-        *FOUNDATION,
-    },
+    "tasks": set().union(*FLOORS[:5]) - {"command_line"},
+    "compatibility": set().union(*FLOORS[:5]) - {"command_line"},
 }
-ENTRY_POINTS = {
+COMMANDS = {
     "train",
     "preprocess",
     "evaluate_reconstruction",
@@ -49,20 +54,21 @@ ENTRY_POINTS = {
     "sample_report",
     "tiny_backbone",
 }
+MAX_LIBRARY_LINES, MAX_TEST_LINES, MAX_COMMAND_LINES = 400, 600, 60
+MAX_FILES = 16
 
 
 def sources() -> list[Path]:
-    return sorted((REPOSITORY / "cdpvae").rglob("*.py"))
+    return sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(path: Path) -> str:
-    parts = path.relative_to(REPOSITORY / "cdpvae").with_suffix("").parts
-    return parts[0]
+def package_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
-def rooms_imported(path: Path) -> set[str]:
-    """Rooms of ours that a file imports anywhere, also inside functions."""
-    rooms = set()
+def packages_imported(path: Path) -> set[str]:
+    """Packages of ours that a file imports anywhere, also inside functions."""
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -76,20 +82,43 @@ def rooms_imported(path: Path) -> set[str]:
         for name in names:
             top, _, rest = name.partition(".")
             if top == "cdpvae" and rest:
-                rooms.add(rest.split(".")[0])
+                packages.add(rest.split(".")[0])
             elif top == "cdpvae_kernels":
-                rooms.add(top)
-    return rooms - {room_of(path)}
+                packages.add(top)
+    return packages - {package_of(path)}
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(REPOSITORY)))
 def test_imports_go_down(path):
-    room = room_of(path)
-    if room == "__init__" or room in ENTRY_POINTS:
-        assert not rooms_imported(path) & ENTRY_POINTS
+    package = package_of(path)
+    if package == "__init__" or package in COMMANDS:
+        assert not packages_imported(path) & COMMANDS
         return
-    assert room in MAY_IMPORT, f"{room} has no floor yet: give it one here"
-    assert rooms_imported(path) <= MAY_IMPORT[room]
+    assert package in MAY_IMPORT, f"{package} has no floor yet: give it one here"
+    assert packages_imported(path) <= MAY_IMPORT[package]
+
+
+def test_what_may_be_imported_is_on_a_lower_floor():
+    floor_of = {package: number for number, floor in enumerate(FLOORS) for package in floor}
+    assert floor_of.keys() == {*MAY_IMPORT, "cdpvae_kernels"}
+    for package, allowed in MAY_IMPORT.items():
+        for other in allowed:
+            assert floor_of[other] < floor_of[package], f"{package} may not import {other}"
+
+
+def test_the_training_loop_imports_no_model():
+    imported = set().union(*(packages_imported(p) for p in (PACKAGE / "training").glob("*.py")))
+    assert not imported & {"models", "loss", "latents", "collapse", "tasks", "evaluation"}
+
+
+def test_the_latent_stays_inside_its_family():
+    """`logvar` and the question whether there is a latent belong to latents/ and the settings."""
+    for path in sources():
+        if package_of(path) in {"latents", "config", "compatibility"}:
+            continue
+        text = path.read_text()
+        assert "logvar" not in text, path
+        assert "no_latent" not in text and 'kind == "none"' not in text, path
 
 
 def test_kernels_stand_alone():
@@ -106,7 +135,22 @@ def test_no_module_named_kernels():
     assert not (REPOSITORY / "kernels" / "__init__.py").exists()
 
 
-def test_no_file_outgrows_its_room():
-    files = [*sources(), *(REPOSITORY / "kernels").rglob("*.py"), *REPOSITORY.glob("tests/**/*.py")]
-    long = {str(p): n for p in files if (n := len(p.read_text().splitlines())) > 600}
-    assert not long
+def test_files_stay_short():
+    library = [*sources(), *(REPOSITORY / "kernels").rglob("*.py")]
+    tests = REPOSITORY.glob("tests/**/*.py")
+    commands = [PACKAGE / f"{name}.py" for name in COMMANDS]
+    for files, limit in (
+        (library, MAX_LIBRARY_LINES),
+        (tests, MAX_TEST_LINES),
+        (commands, MAX_COMMAND_LINES),
+    ):
+        long = {str(p): n for p in files if (n := len(p.read_text().splitlines())) > limit}
+        assert not long, f"over {limit} lines"
+
+
+def test_folders_stay_small():
+    entry_points = {PACKAGE / f"{name}.py" for name in COMMANDS}
+    trees = (PACKAGE, REPOSITORY / "kernels", REPOSITORY / "tests", REPOSITORY / "benchmarks")
+    files = [p for tree in trees for p in tree.rglob("*.py") if p not in entry_points]
+    crowded = {str(k): n for k, n in Counter(p.parent for p in files).items() if n > MAX_FILES}
+    assert not crowded

@@ -9,27 +9,22 @@ here; that needs fp32, since in bf16 the master weights are the engine's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.support.lengths import Row, StepBatch
 from benchmarks.support.phases import Timed
 from benchmarks.support.randomness import Draws
-from benchmarks.support.step_setup import TOTAL_STEPS, Setup
-from cdpvae.batch import StepPlan, VAEBatch
+from benchmarks.support.step_setup import TOTAL_STEPS, Setup, trainable_heads
+from cdpvae.batch import StepSchedule, VAEBatch
 from cdpvae.data import VAECollator
 from cdpvae.data.augmentation import PackedAugmenter
+from cdpvae.loss import build_objective
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.tasks.text_vae.module import TrainingModule
-from cdpvae.tasks.text_vae.setup import build_loss
-from cdpvae.training.engine import build_engine
+from cdpvae.training.engine import Engine, build_engine
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
-from cdpvae_kernels import philox, word_dropout
-
-if TYPE_CHECKING:
-    from deepspeed import DeepSpeedEngine
+from cdpvae_kernels import word_dropout
 
 ENGINES = ("torch", "deepspeed")
 
@@ -53,15 +48,16 @@ class OurStep:
                 "use engine='deepspeed' for bf16"
             )
         self.setup, self.engine_name = setup, engine
-        self.engine: DeepSpeedEngine | None = None
+        self.engine: Engine | None = None
         # The model starts from the weights that all variants share.
         backbone = Backbone(setup.new_llama("sdpa"), settings.model)
         model = LlamaSoftPromptVAE(settings.model, backbone, setup.tokens)
         model.set_gradient_checkpointing(settings.training.gradient_checkpointing)
-        setup.load_trainable(model.backbone.peft, model.head_modules())
-        self.module = TrainingModule(
-            model, build_loss(settings, world_size=1), settings.training.seed, world_size=1
-        ).to(setup.device)
+        setup.load_trainable(model.backbone.peft, trainable_heads(model))
+        objective = build_objective(settings, model.latent.flat_dim, world_size=1)
+        self.module = TrainingModule(model, objective, settings.training.seed, world_size=1).to(
+            setup.device
+        )
         # Parameters only: the rotary frequencies stay fp32, as the engine keeps them.
         for parameter in self.module.parameters():
             parameter.data = parameter.data.to(setup.dtype)
@@ -85,12 +81,10 @@ class OurStep:
     def draws(self, rows: list[Row]) -> Draws:
         """Repeat what this step draws at random for these rows, for other variants to use."""
         settings, batch = self.setup.settings, self.collate(rows, with_view=True)
-        latent = torch.arange(settings.model.latent.latent_dim, device=batch.sample_index.device)
         seed = settings.training.seed
         # The posterior's noise, with the training's keys: seed, stream, sample, epoch 0, dimension.
-        noise = philox.normal(
-            seed, philox.Stream.NOISE, batch.sample_index[:, None], 0, latent[None, :]
-        )
+        keyed = self.model.training_noise(batch.sample_index, seed=seed, epoch=0)
+        noise = keyed.normal(batch.num_rows, self.model.latent.shape)
         # The response after word dropout, as the decoder reads it.
         dropped = word_dropout(
             batch.response.ids,
@@ -115,10 +109,10 @@ class OurStep:
         The random draws of this variant are keyed, so `draws` changes nothing.
         """
         # The mean over this micro-batch's own targets, whatever the step's accumulation.
-        plan = self._plan(sum(len(row.response) - 1 for row in rows), with_view)
+        schedule = self._schedule(sum(len(row.response) - 1 for row in rows), with_view)
         accum = self.setup.settings.training.gradient_accumulation_steps
-        plan = replace(plan, target_divisor=plan.target_divisor * accum)
-        return self.module(self.collate(rows, with_view), plan).loss
+        schedule = replace(schedule, target_divisor=schedule.target_divisor * accum)
+        return self.module(self.collate(rows, with_view), schedule).total
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """List the trainable parameters by name."""
@@ -140,11 +134,11 @@ class OurStep:
 
     def step(self, batch: StepBatch) -> None:
         """Take one optimizer step."""
-        plan = self._plan(batch.target_tokens, batch.with_view)
+        schedule = self._schedule(batch.target_tokens, batch.with_view)
         forward = self.module if self.engine is None else self.engine
         for rows in batch.micro_batches:
-            output = forward(self.collate(rows, batch.with_view), plan)
-            self.backward(output.loss, len(batch.micro_batches))
+            output = forward(self.collate(rows, batch.with_view), schedule)
+            self.backward(output.total, len(batch.micro_batches))
         self.update()
 
     def collate(self, rows: list[Row], with_view: bool) -> VAEBatch:
@@ -182,28 +176,27 @@ class OurStep:
         """List the calls that make up each phase."""
         # A call inside another timed call counts for its own phase only.
         model, backbone = self.model, self.model.backbone
-        heads = [(head, "forward", "heads") for head in (model.pooling, model.encoder)]
         timed = [
             (self, "collate", "data"),
             (model, "_drop_words", "data"),
             (backbone, "encode", "encoder"),
-            *heads,
+            (model.pooling, "forward", "heads"),
+            (model.latent, "infer", "heads"),
             (model.projector, "forward", "heads"),
             (backbone, "decode", "decoder"),
-            (model, "_loss", "loss"),
+            (self.module, "terms", "loss"),
         ]
         if self.engine is None:
             return [*timed, (self, "backward", "backward"), (self, "update", "optimizer")]
         return [*timed, (self.engine, "backward", "backward"), (self.engine, "step", "optimizer")]
 
-    def _plan(self, target_tokens: int, with_view: bool) -> StepPlan:
+    def _schedule(self, target_tokens: int, with_view: bool) -> StepSchedule:
         loss = self.setup.settings.loss
-        return StepPlan(
+        return StepSchedule(
             step=0,
             epoch=0,
             beta=loss.beta_max,
-            bow_weight=loss.bow_weight,
-            contrastive_weight=loss.contrastive_weight,
+            weights=loss.weights,
             word_dropout=loss.word_dropout,
             target_divisor=float(target_tokens),
             with_view=with_view,

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.support.lengths import Corpus
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import Settings, parse_settings
+from cdpvae.latents import Gaussian
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.models.text_vae.backbone import load_llama_config
 
@@ -190,7 +191,7 @@ def make_setup(
         lora={name: _copy(value) for name, value in lora.items()},
         heads={
             name: {key: _copy(value) for key, value in head.state_dict().items()}
-            for name, head in model.head_modules().items()
+            for name, head in trainable_heads(model).items()
         },
     )
 
@@ -208,3 +209,11 @@ def _build_llama(config: LlamaConfig, device: torch.device, dtype: torch.dtype) 
 
 def _copy(value: Tensor) -> Tensor:
     return value.detach().float().cpu().clone()
+
+
+def trainable_heads(model: LlamaSoftPromptVAE) -> dict[str, nn.Module]:
+    """Return the heads of the Gaussian model by the names that all variants give them."""
+    heads = model.head_modules()
+    latent = heads.pop("latent")
+    assert isinstance(latent, Gaussian)
+    return {**heads, "encoder": latent.encoder}

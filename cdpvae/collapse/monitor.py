@@ -98,8 +98,8 @@ class CollapseMonitor:
         rows = 0 if self.window is None else self.window.num_rows
         number, self.checks = self.checks, self.checks + 1
         if self.window is None or rows < 2:
-            notes = (f"{rows} rows in the window, at least 2 are needed",)
-            return CollapseMetrics(Level.NONE, False, notes=notes)
+            too_few = f"{rows} rows in the window, at least 2 are needed"
+            return CollapseMetrics(Level.NONE, False, notes=(too_few,))
         variance = self.config.au_variance
         health = self.family.health(self.window, seed=number, active_variance=variance)
         indicators, level, notes = self._judge(health)

@@ -32,7 +32,7 @@ from cdpvae.loss import MomentumQueue as Queue
 from cdpvae.loss.objective import check_weight
 from cdpvae.loss.rate import check_free_bits
 from cdpvae.loss.reconstruction import IGNORE_INDEX, OBJECTIVES
-from cdpvae_kernels.checks import check_range, has_values
+from cdpvae_kernels import check_range, has_values
 
 LOSS = LossConfig()
 

@@ -122,7 +122,7 @@ def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> 
         decoded.hidden,
         model.backbone.head_weight,
         targets,
-        rows=decoded.positions[target_positions],
+        positions=decoded.positions[target_positions],
         divisor=1,
         return_stats=True,
         impl=model.impl,

@@ -27,7 +27,7 @@ class GeneratedText:
 
 @torch.no_grad()
 def generate_texts(
-    opened: OpenedRun, rows: RowSelection, *, max_length: int, seed: int
+    opened: OpenedRun, rows: RowSelection, max_length: int, seed: int
 ) -> list[GeneratedText]:
     """Write greedy texts of rows from z = mu and from z ~ q(z|x); from nothing without a latent.
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from cdpvae.batch import PackedText, Term
 from cdpvae.loss.base import LinearHead, LossInputs, LossTerm, StepContext, graph_if
-from cdpvae_kernels import bow_bce, bow_categorical
-from cdpvae_kernels.checks import has_values
+from cdpvae_kernels import bow_bce, bow_categorical, has_values
 
 BOW_REDUCTIONS = ("bce", "categorical")
 

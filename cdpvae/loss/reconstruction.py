@@ -79,7 +79,7 @@ def reconstruction_nll(
         hidden_TD,
         weight_VD,
         targets_N,
-        rows=positions_N,
+        positions=positions_N,
         divisor=1.0,
         ignore_index=IGNORE_INDEX,
         impl=impl,

@@ -59,8 +59,8 @@ class LlamaShape(Protocol):
     hidden_size: int
     intermediate_size: int
     num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
+    num_key_value_heads: int | None
+    head_dim: int | None
     num_hidden_layers: int
     vocab_size: int
 
@@ -85,8 +85,9 @@ def training_flops(
     """
     # Count the parameters of a layer's matrices: attention, then MLP.
     hidden, width = llama.hidden_size, llama.intermediate_size
-    queries = llama.num_attention_heads * llama.head_dim
-    keys = llama.num_key_value_heads * llama.head_dim
+    head_dim = llama.head_dim or hidden // llama.num_attention_heads
+    queries = llama.num_attention_heads * head_dim
+    keys = (llama.num_key_value_heads or llama.num_attention_heads) * head_dim
     per_layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * width
     # Two FLOPs a parameter and token, in every pass.
     passes = 3 if recompute else 2

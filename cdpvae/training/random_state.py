@@ -18,7 +18,8 @@ def seed_everything(seed: int) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Return the state of every generator of this process, as tensors, ints and strings."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert not isinstance(keys, str)
     version, internal, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

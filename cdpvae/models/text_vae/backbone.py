@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -50,7 +51,7 @@ class Backbone(nn.Module):
         llama.config = copy.deepcopy(llama.config)
         for module in llama.modules():
             if getattr(module, "config", None) is not None and module is not llama:
-                module.config = llama.config
+                setattr(module, "config", llama.config)  # noqa: B010 (nn.Module types no attribute)
         llama.config._attn_implementation = ATTENTION_NAME
         llama.requires_grad_(False)
         self.encoder_layer = config.encoder_layer
@@ -74,27 +75,34 @@ class Backbone(nn.Module):
         check_fits(llama_config, config)
         # The module may still move, but on no machine to a device that torch does not see.
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        choose_backend(config.attention, device, dtype, llama_config.head_dim)
+        choose_backend(config.attention, device, dtype, head_dim_of(llama_config))
         llama = LlamaForCausalLM.from_pretrained(config.backbone, dtype=dtype)
         return cls(llama, config)
 
     @property
     def llama(self) -> LlamaForCausalLM:
-        return self.peft.get_base_model()
+        """The Llama inside PEFT."""
+        return cast(LlamaForCausalLM, self.peft.get_base_model())
 
     @property
     def config(self) -> LlamaConfig:
+        """The Llama's own settings, with all its dimensions."""
         return self.llama.config
 
     @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return head_dim_of(self.config)
+
+    @property
     def embedding_weight(self) -> Tensor:
-        """(V, D)."""
-        return self.llama.get_input_embeddings().weight
+        """The input embedding, (V, D)."""
+        return cast(nn.Embedding, self.llama.get_input_embeddings()).weight
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, D); the embedding itself where the backbone ties them."""
-        return self.llama.get_output_embeddings().weight
+        """The output head, (V, D); the embedding itself where the backbone ties them."""
+        return cast(nn.Linear, self.llama.get_output_embeddings()).weight
 
     @property
     def attention(self) -> AttentionBackend:
@@ -105,7 +113,7 @@ class Backbone(nn.Module):
         weight = self.embedding_weight
         place = (weight.device, weight.dtype)
         if self._attention is None or self._attention[0] != place:
-            backend = choose_backend(self._wanted_attention, *place, self.config.head_dim)
+            backend = choose_backend(self._wanted_attention, *place, self.head_dim)
             self._attention = (place, backend)
         return self._attention[1]
 
@@ -237,6 +245,16 @@ def _adapter_message(directory: Path) -> str:
         f"{adapter.get('base_model_name_or_path')!r} (modules {adapter.get('target_modules')}), "
         "not a Llama backbone; give the Llama itself, an adapter merged into it if wanted"
     )
+
+
+def head_dim_of(llama: LlamaConfig) -> int:
+    """Return the width of one attention head."""
+    return llama.head_dim or llama.hidden_size // llama.num_attention_heads
+
+
+def kv_heads_of(llama: LlamaConfig) -> int:
+    """Return the number of key and value heads."""
+    return llama.num_key_value_heads or llama.num_attention_heads
 
 
 def check_fits(llama: LlamaConfig, config: ModelConfig) -> None:

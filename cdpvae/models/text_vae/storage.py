@@ -71,7 +71,7 @@ def save(model: LlamaSoftPromptVAE, directory: Path) -> None:
     peft_config = lora_config(model.config)
     peft_config.base_model_name_or_path = model.config.backbone
     peft_config.inference_mode = True
-    peft_config.save_pretrained(directory)
+    peft_config.save_pretrained(str(directory))
 
 
 def load(

@@ -27,11 +27,11 @@ from cdpvae.batch import PackedText, SpecialTokens, StepSchedule, VAEBatch
 from cdpvae.config import ModelConfig
 from cdpvae.latents import Code, GeneratorNoise, KeyedNoise, Latent, Noise, family_of
 from cdpvae.models.text_vae import generation, storage
-from cdpvae.models.text_vae.backbone import Backbone
+from cdpvae.models.text_vae.backbone import Backbone, kv_heads_of
 from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
-from cdpvae_kernels import Stream, prefixed_embedding, prefixed_rows, word_dropout
+from cdpvae_kernels import Stream, prefixed_embedding, prefixed_positions, word_dropout
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     projector: SoftPromptProjector | None
     deep_prefix: DeepPrefixProjector | None
     bow_head: nn.Linear | None
+    no_content_ids: Tensor
 
     def __init__(
         self,
@@ -112,8 +113,8 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
                 self.deep_prefix = DeepPrefixProjector(
                     width,
                     llama.num_hidden_layers,
-                    llama.num_key_value_heads,
-                    llama.head_dim,
+                    kv_heads_of(llama),
+                    self.backbone.head_dim,
                     config.num_soft_tokens,
                     config.prefix_hidden_dim,
                     config.prefix_bottleneck_dim,
@@ -155,8 +156,8 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def encode(self, instruction_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Encode padded (B, L) ids and mask -> z (B, *latent.shape), then the code's tensors.
 
-        For the Gaussian these are z, mu and logvar, each (B, Z) fp32. z is a sample of q(z|x) in
-        training mode and its mean in eval mode.
+        For the Gaussian these are its mean and log-variance, each (B, Z) fp32. z is a sample of
+        q(z|x) in training mode and the mean in eval mode.
         Raises ValueError for mismatched shapes, empty rows, or a model without a latent.
         """
         if self.pooling is None:
@@ -188,7 +189,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         )
         hidden = self.backbone.decode(embeds, packing, prefixes)
         every = torch.arange(input_ids.numel(), device=input_ids.device)
-        return Decoded(hidden, prefixed_rows(every, response.cu_seqlens, num_prompts))
+        return Decoded(hidden, prefixed_positions(every, response.cu_seqlens, num_prompts))
 
     def _prompts(self, z: Tensor | None, num_rows: int) -> Tensor:
         """Return the soft prompts (B, P, D) in the embedding's dtype; P is 0 without a latent."""
@@ -349,7 +350,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         return super().from_pretrained(path, **kwargs)
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]  # of the mixin's arguments those that matter
+    def _from_pretrained(
         cls,
         *,
         model_id: str,

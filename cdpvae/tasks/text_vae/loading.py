@@ -6,6 +6,7 @@ Everything here is cheap and comes before any weight is loaded.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cdpvae.batch import VAEBatch
 from cdpvae.config import Settings
@@ -19,6 +20,7 @@ from cdpvae.data import (
     VAECollator,
     evaluation_batches,
 )
+from cdpvae.data.sampler import StepSampler
 from cdpvae.latents import family_of
 from cdpvae.models.text_vae import check_vocabulary
 from cdpvae.models.text_vae.backbone import check_fits, load_llama_config
@@ -49,32 +51,38 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
 
 def build_loader(
     settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
-) -> Loader:
+) -> Loader[Any]:
     """Make the loader of this rank that `batching` and `streaming` ask for. Raises ValueError."""
     if settings.data.streaming:
         return _stream_loader(settings, world, tokenizer)
     model, training, train = settings.model, settings.training, splits["train"]
-    lengths = train.response_lengths, train.instruction_lengths
-    common = {
-        "grad_accum": training.gradient_accumulation_steps,
-        "world_size": world.world_size,
-        "seed": training.seed,
-    }
-    if training.batching == "tokens":
+    # How many rows a micro-batch has: as many as fit a number of tokens, or always the same.
+    sampler: StepSampler
+    if training.tokens_per_micro_batch is not None:
         sampler = TokenBudgetSampler(
-            *lengths,
+            train.response_lengths,
+            train.instruction_lengths,
             tokens_per_micro_batch=training.tokens_per_micro_batch,
             prompt_tokens=model.num_soft_tokens if family_of(model).reads_text else 0,
-            **common,
+            grad_accum=training.gradient_accumulation_steps,
+            world_size=world.world_size,
+            seed=training.seed,
         )
     else:
         sampler = RowCountSampler(
-            *lengths, rows_per_micro_batch=training.per_device_batch_size, **common
+            train.response_lengths,
+            train.instruction_lengths,
+            rows_per_micro_batch=training.per_device_batch_size,
+            grad_accum=training.gradient_accumulation_steps,
+            world_size=world.world_size,
+            seed=training.seed,
         )
     return StepLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
 
 
-def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper) -> Loader:
+def _stream_loader(
+    settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper
+) -> Loader[Any]:
     from cdpvae.preprocessing.readers.source import PHASES, Source
     from cdpvae.preprocessing.streaming.loader import StreamLoader
     from cdpvae.preprocessing.streaming.records import RecordStream
@@ -102,7 +110,7 @@ def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWr
     )
 
 
-def planned_steps(settings: Settings, loader: Loader) -> int:
+def planned_steps(settings: Settings, loader: Loader[Any]) -> int:
     """Count the optimizer steps of the whole schedule.
 
     Under `batching: tokens` epochs may differ by a step or so; the first one counts.

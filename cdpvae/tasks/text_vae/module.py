@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from cdpvae.batch import StepOutput, StepSchedule, VAEBatch
+from cdpvae.batch import StepOutput, StepSchedule, Term, VAEBatch
 from cdpvae.loss import LossInputs, Objective
 from cdpvae.models.text_vae import LlamaSoftPromptVAE, ModelOutput
 from cdpvae.training.distributed import gather_rows
@@ -33,8 +33,12 @@ class TrainingModule(nn.Module):
         """Return the terms of a micro-batch; observed are the code's tensors and `anchor`."""
         output = self.model(batch, schedule, seed=self.seed)
         inputs = loss_inputs(self.model, batch, output)
-        terms = self.objective(inputs, schedule, self.gather)
+        terms = self.terms(inputs, schedule)
         return StepOutput(terms, {**output.code.detach().tensors(), ANCHOR: inputs.anchor})
+
+    def terms(self, inputs: LossInputs, schedule: StepSchedule) -> list[Term]:
+        """Compute the objective's terms, with the rows of all ranks where a term needs them."""
+        return self.objective(inputs, schedule, self.gather)
 
 
 def loss_inputs(model: LlamaSoftPromptVAE, batch: VAEBatch, output: ModelOutput) -> LossInputs:

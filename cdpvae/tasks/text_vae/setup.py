@@ -16,7 +16,7 @@ import torch
 from cdpvae.batch import StepSchedule, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
-from cdpvae.data import LlamaTokenizerWrapper, StepBatch, PackedAugmenter
+from cdpvae.data import LlamaTokenizerWrapper, PackedAugmenter, StepBatch
 from cdpvae.loss import build_objective
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 from cdpvae.models.text_vae.storage import current_name
