@@ -189,7 +189,11 @@ def _identity(
     of_pass: str,
     setting: Setting,
 ) -> Cells:
-    """Fill in the cells that say what a row is about."""
+    """Fill in the cells that say what a row is about.
+
+    op, variant, shape, of_pass: what was measured.
+    setting: the run, the dtype and the device.
+    """
     text = " ".join(f"{name} {value:g}" for name, value in shape.items())
     return {
         **{"run": setting.run, "op": op.name, "variant": variant, "pass": of_pass, "shape": text},
@@ -276,7 +280,12 @@ def _add_rates(
     found: list[Cells],
     setting: Setting,
 ) -> None:
-    """Put rates, share of the ceiling and ratio to ours into the rows that have a time."""
+    """Put rates, share of the ceiling and ratio to ours into the rows that have a time.
+
+    op, shape, of_pass: what the rows are about.
+    found: the rows of all variants, changed in place.
+    setting: its dtype decides how many bytes a number has.
+    """
     # Everything is compared by the same time: the GPU's own where it was taken.
     work = op.work(shape, of_pass, setting.torch_dtype.itemsize)
     times = {row["variant"]: time_ms(row) for row in found}

@@ -189,7 +189,12 @@ def _of_no_rows(z: Tensor, weight: Tensor, want_z: bool, want_head: bool) -> Sum
 
 
 def launch_targets(head: Head, ids: Tensor, cu_seqlens: Tensor, configs: Configs) -> Tensor:
-    """Set one bit per row and token that it holds: bits (B, words) int32."""
+    """Set one bit per row and token that it holds; returns bits (B, words) int32.
+
+    head: the operands; their sizes count.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    """
     # No token sets no bit: a grid of no programs cannot be launched.
     num_rows, vocab, _ = head.sizes
     num_words = triton.cdiv(vocab, kernels.BITS.value)
@@ -271,7 +276,12 @@ def launch_errors(
 def launch_bag(
     head: Head, ids: Tensor, cu_seqlens: Tensor, configs: Configs
 ) -> tuple[Tensor, Tensor]:
-    """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32."""
+    """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32.
+
+    head: the operands.
+    ids (T,): int64 or int32.
+    cu_seqlens (B+1,): int32.
+    """
     num_rows, _, width = head.sizes
     # One program a row: a row's tokens are summed in one order.
     mean_weight, mean_logit = head.empty(num_rows, width), head.empty(num_rows)

@@ -148,7 +148,14 @@ def _draw(
 
 
 def _as_int64(name: str, value: Tensor | int, limit: int, device: torch.device | None) -> Tensor:
-    """Return a counter as an int64 tensor. Raises ValueError for a wrong dtype or value."""
+    """Return a counter as an int64 tensor.
+
+    name: of the argument, for messages.
+    value: a number or an int32/int64 tensor.
+    limit: every value must lie in [0, limit).
+    device: where a number goes; None for the CPU.
+    Raises ValueError for a wrong dtype or value.
+    """
     if not isinstance(value, Tensor):
         # Filled, not copied: a copy from the host would wait for a GPU.
         return torch.full((), in_range(name, value, limit), dtype=torch.int64, device=device)
