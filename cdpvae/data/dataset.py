@@ -104,7 +104,7 @@ class TokenDataset:
         """Read instruction_ids and response_ids of one row. Raises IndexError beyond the last."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index}: the data set has {len(self)} rows")
-        # The modulus is what makes negative indices count from the end.
+        # The modulus lets negative indices count from the end.
         row = self.rows([index % len(self)])[0]
         return {name: ids.tolist() for name, ids in row.items()}
 

@@ -45,7 +45,7 @@ class Prefetcher(Iterator[T], Generic[T]):
 
 @dataclass(frozen=True)
 class _Failure:
-    """An exception on its way to the consumer; StopIteration is the end of the items."""
+    """Hold an exception that the consumer is to raise; StopIteration is the end of the items."""
 
     error: BaseException
 

@@ -113,7 +113,7 @@ class TokenBudgetSampler(StepSampler):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[np.ndarray, ...]]:
-        """Cut all steps of an epoch, each as `StepRows.micro_batches`; the last epoch is kept."""
+        """Cut all steps of an epoch into `StepRows.micro_batches`, once for consecutive calls."""
         cached, steps = self._steps
         if epoch != cached:
             order = self.order(epoch)
