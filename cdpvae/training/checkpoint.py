@@ -27,8 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cdpvae.config import Settings
-from cdpvae.config.renames import by_key, rename_keys
+from cdpvae.config import Settings, load_settings
+from cdpvae.config.renames import by_key
 from cdpvae.training.distributed import World, barrier
 from cdpvae.training.engine import Engine
 from cdpvae.training.random_state import rng_state, set_rng_state
@@ -180,8 +180,9 @@ class CheckpointManager:
         return TrainState(**content), own["shared"]
 
     def _check_settings(self, path: Path) -> None:
-        # An older version saved some settings under other names.
-        saved = by_key(rename_keys(json.loads((path / "settings.json").read_text()))[0])
+        """Raise ValueError for a setting that would change the run."""
+        # An older version saved some settings under other names, and lacks those added since.
+        saved = by_key(json.loads(load_settings(path / "settings.json").dump()))
         for key, value in by_key(json.loads(self.settings.dump())).items():
             group, _, name = key.partition(".")
             if name not in FREE_TO_CHANGE.get(group, set()) and saved.get(key) != value:

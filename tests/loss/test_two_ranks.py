@@ -132,7 +132,7 @@ def run_rank(rank, folder):
             key = f"{scale}/{call}"
             for name in ("kl", "kl_raw", "kl_per_dim", "active_dims", "infonce", "mi_bound"):
                 result[f"{key}/{name}"] = getattr(terms, name).detach()
-            result[f"{key}/mi_cap"] = terms.mi_cap
+            result[f"{key}/mi_cap"] = float(terms.mi_cap)
             result[f"{key}/total"] = mean_over_ranks(terms.total)
             for term, value in {**loss.weighted_terms(terms, plan), "total": terms.total}.items():
                 for name, gradient in gradients(value, parameters).items():

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -64,11 +66,15 @@ def launcher(kind: str, ranks: int, port: int) -> list[str]:
 
 
 def run_command(
-    command: list[str], timeout: float = 300, cwd: Path = REPOSITORY
+    command: list[str],
+    timeout: float = 300,
+    cwd: Path = REPOSITORY,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess:
     """Run from the repository root, as a user would; output is captured as text."""
     environment = {
         **os.environ,
+        **variables,
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
