@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,12 @@ def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> N
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def map_table(path: Path) -> pa.Table:

@@ -19,7 +19,8 @@ from cdpvae.data.balance import deal_window
 from cdpvae.data.collator import VAECollator
 from cdpvae.data.loader import Loader, Window, check_identity
 from cdpvae.data.sampler import check_sizes, permutation
-from cdpvae.preprocessing.streaming.records import BlockStart, RecordStream, Row
+from cdpvae.preprocessing.records import StreamedRow
+from cdpvae.preprocessing.streaming.records import BlockStart, RecordStream
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class StreamLoader(Loader[StreamCursor]):
     ) -> Generator[tuple[Window, StreamCursor], None, None]:
         while True:
             # A window is held back until the next one shows whether the epoch goes on.
-            held: tuple[list[Row], StreamCursor, StreamCursor] | None = None
+            held: tuple[list[StreamedRow], StreamCursor, StreamCursor] | None = None
             for rows, after in self._epoch_from(cursor):
                 if held is not None:
                     yield self._window(*held[:2]), held[2]
@@ -126,9 +127,9 @@ class StreamLoader(Loader[StreamCursor]):
             "recent_keys": self.stream.recent_keys,
         }
 
-    def _epoch_from(self, cursor: StreamCursor) -> Iterator[tuple[list[Row], StreamCursor]]:
+    def _epoch_from(self, cursor: StreamCursor) -> Iterator[tuple[list[StreamedRow], StreamCursor]]:
         """The rows of every window left in the epoch, each with the cursor behind it."""
-        waiting: list[Row] = []
+        waiting: list[StreamedRow] = []
         step, taken = cursor.step_in_epoch, cursor.taken
         for start, rows in self.stream.blocks(cursor.block):
             order = permutation(len(rows), self.seed, cursor.epoch, start.number)
@@ -142,7 +143,7 @@ class StreamLoader(Loader[StreamCursor]):
                     waiting = []
             taken = 0
 
-    def _window(self, rows: list[Row], cursor: StreamCursor) -> Window:
+    def _window(self, rows: list[StreamedRow], cursor: StreamCursor) -> Window:
         """This rank's share of the window at `cursor`."""
         instructions = np.array([len(row.instruction_ids) for row in rows])
         responses = np.array([len(row.response_ids) for row in rows])

@@ -8,7 +8,8 @@ import torch
 
 from cdpvae.config import DataConfig
 from cdpvae.data import VAECollator
-from cdpvae.preprocessing.readers.source import RawRecord, Source
+from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.records import RawRecord
 from cdpvae.preprocessing.streaming import records as record_stream_module
 from cdpvae.preprocessing.streaming.loader import StreamLoader
 from cdpvae.preprocessing.streaming.records import RecordStream
@@ -234,7 +235,7 @@ class Flaky(Source):
             if position % 4 == 3 and position not in self.stops:
                 self.stops.append(position)
                 raise ValueError(f"hub data set {self.name}: stopped after row {position}")
-            yield RawRecord(position + 1, records(40, "row")[position])
+            yield RawRecord(records(40, "row")[position])
 
 
 def test_the_hub_is_asked_again_where_it_stopped(make_loader, monkeypatch):
