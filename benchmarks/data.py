@@ -39,8 +39,8 @@ from cdpvae.config import DataConfig, TrainingConfig
 from cdpvae.data import (
     LlamaTokenizerWrapper,
     PreprocessedDataset,
+    RowCountSampler,
     TokenBudgetSampler,
-    WindowSampler,
 )
 from cdpvae.preprocessing.dedup.clusters import exact_key, find_duplicates
 from cdpvae.preprocessing.dedup.minhash import Signer, jaccard, shingles
@@ -252,7 +252,7 @@ def measure_packing(options: DataOptions) -> list[dict[str, Any]]:
     grad_accum = training.gradient_accumulation_steps
     shape = {"grad_accum": grad_accum, "world_size": ranks, "seed": options.seed}
     rows_each = training.per_device_batch_size
-    by_rows = WindowSampler(*lengths, rows_per_micro_batch=rows_each, **shape)
+    by_rows = RowCountSampler(*lengths, rows_per_micro_batch=rows_each, **shape)
     padded = filled = 0
     heaviest = []  # rank over mean, per optimizer step
     for step in range(by_rows.steps_in(0)):

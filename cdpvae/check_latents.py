@@ -28,7 +28,7 @@ class LatentOptions:
     checkpoint: str = ""
     """checkpoint-N directory of a training run"""
     baseline: str | None = None
-    """checkpoint-N of a --no-latent run on the same data"""
+    """checkpoint-N of a --latent none run on the same data"""
     num_rows: int = 1000
     """rows encoded; the mutual information is capped by the log of this number"""
     split: str = "validation"
@@ -52,8 +52,8 @@ def check(argv: Sequence[str] | None = None) -> None:
     from cdpvae.evaluation.verdicts import baseline_likelihood, likelihood_lines, model_likelihood
 
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
-    if opened.model.config.no_latent:
-        raise ValueError(f"checkpoint={options.checkpoint!r} was trained with --no-latent")
+    if opened.model.config.latent.kind == "none":
+        raise ValueError(f"checkpoint={options.checkpoint!r} was trained with --latent none")
     statistics = measure(opened, options)
     verdicts = judge(statistics, opened.settings)
     print(f"{'':<28}{'value':>10}  {'healthy':<12}")
@@ -80,7 +80,7 @@ def measure(opened, options: LatentOptions):
     """Encode the rows -> `LatentStatistics.compute()`."""
     from cdpvae.metrics import LatentStatistics
 
-    statistics = LatentStatistics(opened.model.config.latent_dim)
+    statistics = LatentStatistics(opened.model.config.latent.latent_dim)
     batches = opened.rows(
         options.processed_dir, options.split, options.num_rows, options.rows_per_batch
     )
@@ -94,7 +94,7 @@ def judge(statistics, settings) -> list:
     """Every number with the description's healthy range."""
     from cdpvae.evaluation.verdicts import Verdict
 
-    dims = settings.model.latent_dim
+    dims = settings.model.latent.latent_dim
     verdicts = [
         Verdict(
             f"active units (var > {threshold:g})",

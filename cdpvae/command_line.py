@@ -10,15 +10,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import tyro
 from pydantic import ValidationError
 
-from cdpvae.config import Settings, SettingsError, describe_validation_error, load_settings
+from cdpvae.config import (
+    Settings,
+    SettingsError,
+    all_settings,
+    describe_validation_error,
+    load_settings,
+)
+from cdpvae.config.renames import flag_of, print_notice, rename_flags
+from cdpvae.config.schema import Setting
 
 Options = TypeVar("Options")
 
@@ -30,30 +39,96 @@ def parse_settings_and(
 
     `--help` and `--print-config` print and exit with 0. Raises SettingsError, one line.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    argv, notes = rename_flags(sys.argv[1:] if argv is None else argv)
+    if notes:
+        print_notice(", ".join(notes))
     config, argv = _take_value(argv, "--config")
     print_config = "--print-config" in argv
     argv = [arg for arg in argv if arg != "--print-config"]
-    start = load_settings(config) if config else Settings()
+    content = (load_settings(config) if config else Settings()).model_dump()
+    _choose_families(content, argv)
+    # Flags exist for the chosen families only, so that a setting without effect is refused.
+    flags = [s for s in all_settings() if s.family in (None, _kind(content, s))]
+    _refuse_other_families(flags, argv)
     both = dataclasses.make_dataclass(
         "Command",
         [
-            ("settings", Settings, dataclasses.field(default_factory=lambda: start)),
+            *_groups(flags, content),
             ("options", options, dataclasses.field(default_factory=options)),
         ],
         kw_only=True,
     )
     both.__doc__ = description + "\n\nAlso: --config FILE (JSON), --print-config."
     parsed = _parse(both, argv)
-    # Assignments on the way skipped the checks across groups: validate the whole once more.
+    for setting in flags:
+        group = getattr(parsed, setting.path[0])
+        _holder(content, setting)[setting.path[-1]] = getattr(group, _attribute(setting))
     try:
-        settings = Settings.model_validate_json(parsed.settings.model_dump_json())
+        settings = Settings.model_validate_json(json.dumps(content))
     except ValidationError as error:
         raise SettingsError(describe_validation_error(error)) from None
     if print_config:
         print(settings.dump(), end="")
         raise SystemExit(0)
     return settings, parsed.options
+
+
+def _choose_families(content: dict[str, Any], argv: list[str]) -> None:
+    """Give each family that a flag asks for its defaults, unless the content is of it already."""
+    for setting in all_settings():
+        wanted = _take_value(argv, setting.flag)[0] if setting.is_kind else None
+        if wanted in get_args(setting.annotation) and wanted != _kind(content, setting):
+            holder = _holder(content, setting)
+            holder.clear()
+            holder["kind"] = wanted
+            family = [s for s in all_settings() if s.family == wanted]
+            holder.update({s.path[-1]: s.default for s in family})
+
+
+def _refuse_other_families(flags: list[Setting], argv: list[str]) -> None:
+    """Say of a flag that belongs to another family that it has no effect."""
+    names = {setting.flag for setting in flags}
+    given = {arg.partition("=")[0].replace("_", "-") for arg in argv if arg.startswith("--")}
+    for setting in all_settings():
+        if setting.flag in given - names:
+            choice = flag_of(".".join([*setting.path[:-1], "kind"]))
+            raise SettingsError(f"{setting.flag} has no effect without {choice} {setting.family}")
+
+
+def _groups(flags: list[Setting], content: dict[str, Any]) -> list[tuple[str, type, Any]]:
+    """Build a dataclass for each group, whose fields tyro turns into flags -> dataclass fields."""
+    groups = []
+    for name, field in Settings.model_fields.items():
+        fields = [
+            (
+                _attribute(setting),
+                Annotated[setting.annotation, tyro.conf.arg(help=setting.help)],
+                dataclasses.field(default=_holder(content, setting)[setting.path[-1]]),
+            )
+            for setting in flags
+            if setting.path[0] == name
+        ]
+        if fields:
+            group = dataclasses.make_dataclass(name, fields, kw_only=True)
+            group.__doc__ = field.annotation.__doc__
+            groups.append((name, group, dataclasses.field(default_factory=group)))
+    return groups
+
+
+def _attribute(setting: Setting) -> str:
+    return setting.flag.removeprefix("--").replace("-", "_")
+
+
+def _holder(content: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """Return the dict of nested settings that holds this one."""
+    for name in setting.path[:-1]:
+        content = content[name]
+    return content
+
+
+def _kind(content: dict[str, Any], setting: Setting) -> str | None:
+    """Return the family that is chosen where this setting lies."""
+    return _holder(content, setting).get("kind")
 
 
 def parse_options(options: type[Options], description: str, argv: Sequence[str] | None) -> Options:
@@ -110,8 +185,6 @@ def _parse(command: type, argv: list[str]):
         if stop.code in (0, None):
             raise
         raise SettingsError(_one_line(said.getvalue())) from None
-    except ValidationError as error:
-        raise SettingsError(describe_validation_error(error)) from None
 
 
 def _one_line(box: str) -> str:

@@ -3,7 +3,7 @@
     python -m cdpvae.evaluate_reconstruction --checkpoint checkpoints/checkpoint-1000 \
         --num-samples 10
 
-Likelihoods on held-out rows in nats per sequence, with the z-use test and, where a `--no-latent`
+Likelihoods on held-out rows in nats per sequence, with the z-use test and, where a `--latent none`
 run is given as `--baseline`, the same decoder without z; BLEU-4, ROUGE-L, exact match and token
 accuracy of greedy texts from z = mu and from z ~ q(z|x); the texts side by side.
 """
@@ -29,7 +29,7 @@ class ReconstructionOptions:
     checkpoint: str = ""
     """checkpoint-N directory of a training run"""
     baseline: str | None = None
-    """checkpoint-N of a --no-latent run on the same data"""
+    """checkpoint-N of a --latent none run on the same data"""
     num_samples: int = 10
     """rows whose texts are generated and scored"""
     show: int = 5
@@ -99,7 +99,7 @@ def generate_texts(opened, options: ReconstructionOptions) -> list[dict]:
     for batch in batches:
         sources = {"no z": None}
         moved = batch.to(model.device)
-        if not model.config.no_latent:
+        if model.config.latent.kind != "none":
             posterior = model.posterior(moved.instruction)
             z = model.sample_posterior(
                 posterior, moved.sample_index, seed=options.seed, epoch=EVALUATION_EPOCH

@@ -78,9 +78,12 @@ def check(options: GenerateOptions) -> None:
 def latents(options: GenerateOptions, opened, generator) -> tuple[list[str], torch.Tensor]:
     """-> a label for every row, and z (rows, Z)."""
     model = opened.model
+    latent = model.config.latent
+    if latent.kind == "none":
+        raise ValueError(f"checkpoint={options.checkpoint!r} was trained with --latent none")
     if options.samples:
         z = torch.randn(
-            options.samples, model.config.latent_dim, generator=generator, device=model.device
+            options.samples, latent.latent_dim, generator=generator, device=model.device
         )
         return [f"z~N(0,I) {n + 1}:" for n in range(options.samples)], z
     ids = [opened.tokenizer.encode_instruction(text) for text in options.text]

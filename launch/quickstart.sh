@@ -75,7 +75,7 @@ step "training on $ranks ranks with ZeRO-2: $config"
 train_until "$train_steps" "$run/model"
 
 step "baseline: the same decoder without z"
-train_until "$baseline_steps" "$shared/baseline" --no-latent --word-dropout 0
+train_until "$baseline_steps" "$shared/baseline" --latent none --word-dropout 0
 
 checkpoint=$run/model/checkpoint-$train_steps
 baseline=$shared/baseline/checkpoint-$baseline_steps

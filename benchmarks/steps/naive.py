@@ -93,9 +93,9 @@ class VariationalEncoder(nn.Module):
             *(nn.Linear(hidden_dim, width), nn.GELU(), nn.Dropout(rate)),
             *(nn.Linear(width, width), nn.GELU(), nn.Dropout(rate)),
         )
-        self.mu_head = nn.Linear(width, config.latent_dim)
-        self.logvar_head = nn.Linear(width, config.latent_dim)
-        self.clamp = config.logvar_clamp
+        self.mu_head = nn.Linear(width, config.latent.latent_dim)
+        self.logvar_head = nn.Linear(width, config.latent.latent_dim)
+        self.clamp = config.latent.logvar_clamp
 
     def forward(self, pooled_BD: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.mlp(pooled_BD)
@@ -108,7 +108,7 @@ class SoftPromptProjector(nn.Module):
         width, rate = config.vae_hidden_dim, config.projector_dropout
         self.shape = (config.num_soft_tokens, hidden_dim)
         self.mlp = nn.Sequential(
-            *(nn.Linear(config.latent_dim, width), nn.GELU(), nn.Dropout(rate)),
+            *(nn.Linear(config.latent.latent_dim, width), nn.GELU(), nn.Dropout(rate)),
             *(nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(rate)),
             nn.Linear(hidden_dim, config.num_soft_tokens * hidden_dim),
         )
@@ -142,7 +142,7 @@ class NaiveVAE(nn.Module):
         self.pooling = AttentionPooling(hidden, config.pooling_heads, config.pooling_dropout)
         self.encoder = VariationalEncoder(config, hidden)
         self.projector = SoftPromptProjector(config, hidden)
-        self.bow_head = nn.Linear(config.latent_dim, setup.llama.vocab_size)
+        self.bow_head = nn.Linear(config.latent.latent_dim, setup.llama.vocab_size)
         self.num_soft_tokens = config.num_soft_tokens
         self.to(setup.device)
         heads = ("pooling", "encoder", "projector", "bow_head")

@@ -75,7 +75,7 @@ class OurStep:
     def draws(self, rows: list[Row]) -> Draws:
         """What this step draws at random for these rows, for others to use the same."""
         settings, batch = self.setup.settings, self.collate(rows, with_view=True)
-        latent = torch.arange(settings.model.latent_dim, device=batch.sample_index.device)
+        latent = torch.arange(settings.model.latent.latent_dim, device=batch.sample_index.device)
         seed = settings.training.seed
         noise = philox.normal(
             seed, philox.Stream.NOISE, batch.sample_index[:, None], 0, latent[None, :]

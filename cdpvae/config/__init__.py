@@ -11,9 +11,11 @@ from cdpvae.config.augmentation import AugmentationConfig
 from cdpvae.config.base import SettingsError
 from cdpvae.config.collapse import CollapseConfig
 from cdpvae.config.data import DataConfig
+from cdpvae.config.latents import GaussianConfig, LatentConfig, NoLatentConfig
 from cdpvae.config.loss import LossConfig
 from cdpvae.config.settings import (
     Settings,
+    all_settings,
     describe_validation_error,
     load_settings,
     parse_settings,
@@ -25,11 +27,15 @@ __all__ = [
     "AugmentationConfig",
     "CollapseConfig",
     "DataConfig",
+    "GaussianConfig",
+    "LatentConfig",
     "LossConfig",
     "ModelConfig",
+    "NoLatentConfig",
     "Settings",
     "SettingsError",
     "TrainingConfig",
+    "all_settings",
     "describe_validation_error",
     "load_settings",
     "parse_settings",

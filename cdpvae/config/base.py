@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any, ClassVar
 
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type, or impossible in this combination."""
+from cdpvae.config.renames import SettingsError, rename_keys
+
+__all__ = ["Group", "SettingsError", "Strings"]
+
+# A validator that runs before pydantic's own hands on Python objects in the place of JSON, and
+# strict tuples then refuse JSON's lists. So lists of strings are not strict; their items are.
+Strings = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Group(BaseModel):
+    """Settings that are validated on construction and on assignment; unknown ones are refused."""
+
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, validate_assignment=True
     )
+
+    group: ClassVar[str | None] = None
+    """the group's key in a settings file, by which its old keys are found"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_keys(cls, content: Any) -> Any:
+        if cls.group is None or not isinstance(content, dict):
+            return content
+        return rename_keys({cls.group: content})[0][cls.group]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cdpvae.config.base import Group
+from cdpvae.config.base import Group, Strings
 
 
 class DataConfig(Group):
     """From records to processed Arrow data (`preprocess`), and what training reads."""
 
+    group: ClassVar[str | None] = "data"
+
     phase: Literal[1, 2, 3] = Field(1, description="hub data sets of the description's phase")
-    input: tuple[str, ...] = Field((), description="local files or hub ids instead of a phase")
+    input: Strings = Field((), description="local files or hub ids instead of a phase")
     format: Literal["auto", "sharegpt", "alpaca", "messages", "magicoder", "text"] = "auto"
     turns: Literal["first", "all", "last"] = Field(
         "first", description="which exchanges of a conversation become pairs"
@@ -29,7 +31,7 @@ class DataConfig(Group):
     min_response_tokens: int = Field(20, ge=1)
     max_response_tokens: int = Field(1024, ge=3)
     language_filter: bool = Field(True, description="keep records in `languages` only")
-    languages: tuple[str, ...] = Field(("en",), description="fastText's codes: en, de, zh ...")
+    languages: Strings = Field(("en",), description="fastText's codes: en, de, zh ...")
     min_language_score: float = Field(
         0.8, ge=0, le=1, description="confidence, against the strongest other language"
     )
@@ -49,7 +51,7 @@ class DataConfig(Group):
     num_permutations: int = Field(128, ge=16, le=1024, description="numbers in a MinHash signature")
     shingle_words: int = Field(5, ge=1, description="words per shingle")
     similarity: float = Field(0.85, gt=0, le=1, description="Jaccard from which texts are the same")
-    decontaminate: tuple[str, ...] = Field(
+    decontaminate: Strings = Field(
         (), description="evaluation files whose texts must not be in the result"
     )
     validation_fraction: float = Field(0.02, ge=0, lt=1)
@@ -57,7 +59,7 @@ class DataConfig(Group):
     shard_records: int = Field(
         2_000, ge=1, description="records a worker takes at a time, and a killed run can lose"
     )
-    engine: Literal["local", "ray"] = Field(
+    executor: Literal["local", "ray"] = Field(
         "local", description="where workers run: this machine, or a Ray cluster"
     )
     streaming: bool = Field(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,7 +12,9 @@ from cdpvae.config.base import Group
 class LossConfig(Group):
     """Weights and variants of the four terms (`semantics.md`, Losses)."""
 
-    loss_scale: Literal["per_token", "elbo"] = Field(
+    group: ClassVar[str | None] = "loss"
+
+    objective: Literal["per_token", "elbo"] = Field(
         "per_token", description="mean token CE + beta KL/Z, or the ELBO's sums per sequence"
     )
     beta_max: float = Field(1.0, ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,6 +14,8 @@ from cdpvae.config.base import Group, SettingsError
 from cdpvae.config.collapse import CollapseConfig
 from cdpvae.config.data import DataConfig
 from cdpvae.config.loss import LossConfig
+from cdpvae.config.renames import notes_on, print_notice, rename_keys
+from cdpvae.config.schema import Setting, path_of, settings_of
 from cdpvae.config.text_vae import ModelConfig
 from cdpvae.config.training import TrainingConfig
 
@@ -30,10 +32,10 @@ class Settings(Group):
 
     @model_validator(mode="after")
     def _combinations(self) -> Settings:
-        if self.training.memory_efficient or self.model.no_latent:
+        if self.training.memory_efficient or self.model.latent.kind == "none":
             _set(self.loss, contrastive_weight=0.0, queue_size=0)
             _set(self.augmentation, augmentation_probability=0.0)
-        if self.model.no_latent:
+        if self.model.latent.kind == "none":
             _set(self.loss, bow_weight=0.0, beta_max=0.0)
             _set(self.collapse, enable_collapse_monitoring=False)
         views = self.augmentation.augmentation_probability > 0
@@ -75,32 +77,55 @@ def load_settings(path: str | Path) -> Settings:
 
 
 def parse_settings(content: dict[str, Any], source: str = "settings") -> Settings:
-    """Validate a nested dict. Raises SettingsError: one line, the first thing that is wrong."""
+    """Validate a nested dict. Raises SettingsError: one line, the first thing that is wrong.
+
+    Old keys are accepted; one line on stderr names the new ones.
+    """
     try:
-        return Settings.model_validate_json(json.dumps(content))
+        renamed, applied = rename_keys(content)
+        settings = Settings.model_validate_json(json.dumps(renamed))
     except ValidationError as error:
         raise SettingsError(f"{source}: {describe_validation_error(error)}") from None
+    except SettingsError as error:
+        raise SettingsError(f"{source}: {error}") from None
+    if applied:
+        print_notice(f"{source}: {', '.join(notes_on(applied))}")
+    return settings
+
+
+def all_settings() -> list[Setting]:
+    """List every setting there is, of every family."""
+    return settings_of(Settings)
 
 
 def describe_validation_error(error: ValidationError) -> str:
     """One line for the first error: the key, the value, what is allowed."""
     errors = error.errors()
     first = errors[0]
-    # Groups are one level deep; what follows is pydantic's name for an alternative or an index.
-    key = ".".join(str(part) for part in first["loc"][:2])
+    path = path_of(Settings, first["loc"])
+    key = ".".join(path)
+    context = first.get("ctx", {})
     if first["type"] == "extra_forbidden":
-        hint = difflib.get_close_matches(str(first["loc"][-1]), _all_keys(), n=1)
-        return f"unknown key {key!r}" + (f", did you mean {hint[0]!r}?" if hint else "")
+        return f"unknown key {key!r}{_hint(path)}"
+    if first["type"] == "union_tag_invalid":
+        return f"{key}.kind={context['tag']!r}: Input should be {context['expected_tags']}"
+    if first["type"] == "union_tag_not_found":
+        kinds = [s for s in all_settings() if s.key == f"{key}.kind"][0].annotation
+        return f"{key}.kind is missing: Input should be {' or '.join(map(repr, get_args(kinds)))}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
     # A setting of several types fails once for each of them.
-    alternatives = [e["msg"] for e in errors if e["loc"][:2] == first["loc"][:2]]
+    alternatives = [e["msg"] for e in errors if path_of(Settings, e["loc"]) == path]
     return f"{key}={first['input']!r}: {' or '.join(alternatives)}"
 
 
-def _all_keys() -> list[str]:
-    """Every group and setting name."""
-    groups = {name: field.annotation for name, field in Settings.model_fields.items()}
-    leaves = [key for group in groups.values() for key in group.model_fields]
-    return [*groups, *leaves]
+def _hint(path: tuple[str, ...]) -> str:
+    """Name the key that is most like an unknown one."""
+    settings = all_settings()
+    key_by_name = {name: name for name in Settings.model_fields}
+    for setting in settings:
+        for end in range(2, len(setting.path) + 1):
+            key_by_name[setting.path[end - 1]] = ".".join(setting.path[:end])
+    near = difflib.get_close_matches(path[-1], key_by_name, n=1)
+    return f", did you mean {key_by_name[near[0]]!r}?" if near else ""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from cdpvae.config.base import Group
+from cdpvae.config.base import Group, Strings
+from cdpvae.config.latents import GaussianConfig, LatentConfig
 
 
 class ModelConfig(Group):
     """The network. Dimensions of the Llama itself come from its own config.json."""
+
+    group: ClassVar[str | None] = "model"
 
     backbone: str = Field(
         "meta-llama/Llama-3.1-8B", min_length=1, description="Llama causal LM: hub id or directory"
@@ -21,13 +24,14 @@ class ModelConfig(Group):
         description="hidden states the pooling reads: last, the output of layer N (the encoder "
         "pass stops there; 0 is the embedding), or mix, a learned softmax over all layers",
     )
-    latent_dim: int = Field(64, ge=1, description="Z, numbers in the code z")
+    latent: LatentConfig = Field(
+        default_factory=GaussianConfig,
+        description="family of the latent z; none is the baseline without it",
+    )
     pooling_heads: int = Field(8, ge=1, description="heads of the attention pooling")
     pooling_dropout: float = Field(0.1, ge=0, lt=1)
     vae_hidden_dim: int = Field(2048, ge=1, description="width of encoder and projector MLPs")
     encoder_dropout: float = Field(0.1, ge=0, lt=1)
-    logvar_init_bias: float = Field(-2.0, description="constant bias of the logvar head")
-    logvar_clamp: float = Field(10.0, gt=0, description="logvar is clamped to [-x, x]")
     num_soft_tokens: int = Field(32, ge=1, description="P, soft prompts before the response")
     projector_dropout: float = Field(0.1, ge=0, lt=1)
     deep_prefix: bool = Field(False, description="also inject z into every layer's keys and values")
@@ -38,7 +42,7 @@ class ModelConfig(Group):
     lora_alpha: int = Field(128, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
     use_rslora: bool = Field(True, description="scale alpha/sqrt(r) instead of alpha/r")
-    lora_target_modules: tuple[str, ...] = (
+    lora_target_modules: Strings = (
         "q_proj",
         "k_proj",
         "v_proj",
@@ -56,9 +60,6 @@ class ModelConfig(Group):
         "auto",
         description="the heavy operations: Triton kernels (auto on a GPU) or plain PyTorch",
     )
-    no_latent: bool = Field(
-        False, description="baseline: the same decoder and trainer without z (LoRA language model)"
-    )
 
     @property
     def kernel_impl(self) -> str | None:
@@ -72,8 +73,8 @@ class ModelConfig(Group):
 
     @model_validator(mode="after")
     def _combinations(self) -> ModelConfig:
-        if self.no_latent and self.deep_prefix:
-            raise ValueError("deep_prefix=true has no effect with no_latent=true; set one of them")
+        if self.latent.kind == "none" and self.deep_prefix:
+            raise ValueError("deep_prefix=true has no effect with latent.kind=none; drop one")
         if isinstance(self.encoder_layer, int) and self.encoder_layer < 0:
             raise ValueError(
                 f"encoder_layer={self.encoder_layer} must be 'last', 'mix' or a layer number >= 0"

@@ -4,8 +4,8 @@ from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.data.collator import DynamicPaddingCollator, VAECollator
 from cdpvae.data.dataset import InstructionDataset, PreprocessedDataset
 from cdpvae.data.example import Example
-from cdpvae.data.loader import Loader, Window, WindowLoader, evaluation_batches
-from cdpvae.data.sampler import WindowPlan, WindowSampler
+from cdpvae.data.loader import Loader, StepBatch, StepLoader, evaluation_batches
+from cdpvae.data.sampler import RowCountSampler, StepRows
 from cdpvae.data.token_budget import TokenBudgetSampler
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 
@@ -19,9 +19,9 @@ __all__ = [
     "TextAugmenter",
     "TokenBudgetSampler",
     "VAECollator",
-    "Window",
-    "WindowLoader",
-    "WindowPlan",
-    "WindowSampler",
+    "StepBatch",
+    "StepLoader",
+    "StepRows",
+    "RowCountSampler",
     "evaluation_batches",
 ]

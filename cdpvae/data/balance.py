@@ -1,7 +1,7 @@
-"""Rows dealt into groups of equal size and nearly equal token counts.
+"""Split rows into groups of equal size and nearly equal token counts.
 
-A window's rows are dealt twice: to its global micro-batches, then inside each to the ranks. The
-first deal sees only the rows and the size of a global micro-batch, so that two ranks of B rows and
+A step's rows are split twice: to its global micro-batches, then inside each to the ranks. The
+first split sees only the rows and the size of a global micro-batch, so that two ranks of B rows and
 one rank of 2B rows train on the same global micro-batches.
 """
 
@@ -10,20 +10,20 @@ from __future__ import annotations
 import numpy as np
 
 
-def deal_window(tokens: np.ndarray, grad_accum: int, world_size: int) -> list[np.ndarray]:
-    """Positions 0..n-1 of a window as its global micro-batches, each (world_size, rows) int64.
+def balance_step(tokens: np.ndarray, grad_accum: int, world_size: int) -> list[np.ndarray]:
+    """Positions 0..n-1 of a step as its global micro-batches, each (world_size, rows) int64.
 
     tokens: (n,) int64, n divisible by grad_accum x world_size.
     """
     micro_batches = []
-    for group in deal(tokens, grad_accum):
-        ranks = deal(tokens[group], world_size)
+    for group in balance_rows(tokens, grad_accum):
+        ranks = balance_rows(tokens[group], world_size)
         micro_batches.append(np.array([group[rank] for rank in ranks]))
     return micro_batches
 
 
-def deal(tokens: np.ndarray, groups: int) -> list[np.ndarray]:
-    """Positions 0..n-1 dealt into equally large groups of nearly equal token sums.
+def balance_rows(tokens: np.ndarray, groups: int) -> list[np.ndarray]:
+    """Positions 0..n-1 split into equally large groups of nearly equal token sums.
 
     tokens: (n,) int64, n divisible by groups. Longest first, each to the lightest group with
     room; then, as long as it helps, the heaviest and the lightest group exchange two rows.
@@ -39,7 +39,7 @@ def deal(tokens: np.ndarray, groups: int) -> list[np.ndarray]:
         members[lightest].append(position)
         sums[lightest] += int(tokens[position])
     parts = [np.array(sorted(group)) for group in members]
-    # Each exchange narrows the gap; the bound only caps the time spent on unlucky windows.
+    # Each exchange narrows the gap; the bound only caps the time spent on unlucky steps.
     for _ in range(4 * groups):
         if not _exchange(tokens, parts):
             break

@@ -1,8 +1,8 @@
-"""Windows of batches, one for each optimizer step, from a position on that a checkpoint can keep.
+"""Step batches, one for each optimizer step, from a position on that a checkpoint can keep.
 
-`WindowLoader` reads a data set of rows; `streaming.StreamLoader` has the same interface and reads
-records as they come. Both can build windows ahead in a background thread (`prefetch`), which
-changes neither the windows nor the state: that always describes what was handed out.
+`StepLoader` reads a data set of rows; `streaming.StreamLoader` has the same interface and reads
+records as they come. Both can build step batches ahead in a background thread (`prefetch`), which
+changes neither the batches nor the state: that always describes what was handed out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from cdpvae.batch import VAEBatch
 from cdpvae.data.collator import VAECollator
 from cdpvae.data.prefetch import Prefetcher
-from cdpvae.data.sampler import RowSampler
+from cdpvae.data.sampler import StepSampler
 
 
 class TokenRows(Protocol):
@@ -29,7 +29,7 @@ class TokenRows(Protocol):
 
 
 @dataclass
-class Window:
+class StepBatch:
     """One optimizer step. micro_batches: this rank's; every count is that of all ranks.
 
     target_divisor: valid target tokens. encoder_tokens, decoder_tokens: instruction and response
@@ -52,7 +52,7 @@ class Window:
 
 
 class Position(NamedTuple):
-    """The window after the last one handed out."""
+    """The step after the last one handed out."""
 
     epoch: int
     step_in_epoch: int
@@ -62,13 +62,13 @@ C = TypeVar("C")
 
 
 class Loader(Generic[C]):
-    """Hands out windows from a cursor on.
+    """Hands out step batches from a cursor on.
 
-    A subclass says what a cursor is and makes windows from one on; it starts with `epoch` and
-    `step_in_epoch` of the window after the last one handed out, so that a checkpoint taken after
-    training on a window resumes with the next.
+    A subclass says what a cursor is and makes step batches from one on; it starts with `epoch` and
+    `step_in_epoch` of the step after the last one handed out, so that a checkpoint taken after
+    training on a step resumes with the next.
 
-    prefetch: windows built ahead in a background thread; 0 builds each when it is asked for.
+    prefetch: step batches built ahead in a background thread; 0 builds each when it is asked for.
     """
 
     def __init__(self, start: C, prefetch: int = 0) -> None:
@@ -76,10 +76,10 @@ class Loader(Generic[C]):
             raise ValueError(f"prefetch={prefetch} must be at least 0")
         self._prefetch = prefetch
         self._cursor = start
-        self._ahead: Iterator[tuple[Window, C]] | None = None
+        self._ahead: Iterator[tuple[StepBatch, C]] | None = None
 
-    def windows_from(self, cursor: C) -> Generator[tuple[Window, C], None, None]:
-        """Window after window, without end, each with the cursor behind it. Leaves `self` alone."""
+    def steps_from(self, cursor: C) -> Generator[tuple[StepBatch, C], None, None]:
+        """Step after step, without end, each with the cursor behind it. Leaves `self` alone."""
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -94,49 +94,49 @@ class Loader(Generic[C]):
     def position(self) -> Position:
         return Position(self._cursor.epoch, self._cursor.step_in_epoch)
 
-    def epoch(self) -> Iterator[Window]:
-        """The windows left in the current epoch; afterwards the position is the next epoch's."""
+    def epoch(self) -> Iterator[StepBatch]:
+        """The step batches left in this epoch; afterwards the position is the next epoch's."""
         current = self._cursor.epoch
         while self._cursor.epoch == current:
             yield self._next()
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[StepBatch]:
         """Epoch after epoch, without end."""
         while True:
             yield from self.epoch()
 
     def close(self) -> None:
-        """Stop building ahead. The position stays; asking for windows starts again from there."""
+        """Stop building ahead. The position stays; asking for more starts again from there."""
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
 
-    def _next(self) -> Window:
+    def _next(self) -> StepBatch:
         if self._ahead is None:
             # Read through a copy: a thread that knows `self` would keep an abandoned loader alive.
-            windows = copy.copy(self).windows_from(self._cursor)
-            self._ahead = Prefetcher(windows, self._prefetch) if self._prefetch else windows
+            steps = copy.copy(self).steps_from(self._cursor)
+            self._ahead = Prefetcher(steps, self._prefetch) if self._prefetch else steps
         try:
-            window, self._cursor = next(self._ahead)
+            step_batch, self._cursor = next(self._ahead)
         except BaseException:
             # What failed is built anew when it is asked for again.
             self.close()
             raise
-        return window
+        return step_batch
 
     def _move_to(self, cursor: C) -> None:
         self.close()
         self._cursor = cursor
 
 
-class WindowLoader(Loader[Position]):
-    """Windows of the rows that `sampler` plans, read from `dataset`, this rank's share of them."""
+class StepLoader(Loader[Position]):
+    """This rank's share of the rows that `sampler` chooses, read from `dataset`."""
 
     def __init__(
         self,
         dataset: TokenRows,
         collator: VAECollator,
-        sampler: RowSampler,
+        sampler: StepSampler,
         rank: int = 0,
         prefetch: int = 0,
     ) -> None:
@@ -156,27 +156,27 @@ class WindowLoader(Loader[Position]):
     def steps_per_epoch(self) -> int:
         return self.sampler.steps_per_epoch
 
-    def windows_from(self, cursor: Position) -> Generator[tuple[Window, Position], None, None]:
+    def steps_from(self, cursor: Position) -> Generator[tuple[StepBatch, Position], None, None]:
         while True:
             epoch, step = cursor
-            window = self.build(epoch, step)
+            step_batch = self.build(epoch, step)
             last = step + 1 == self.sampler.steps_in(epoch)
             cursor = Position(epoch + 1, 0) if last else Position(epoch, step + 1)
-            yield window, cursor
+            yield step_batch, cursor
 
-    def build(self, epoch: int, step_in_epoch: int) -> Window:
-        """One window of this rank; the state stays as it is."""
-        plan = self.sampler.window(epoch, step_in_epoch)
-        own = [rows[self.rank] for rows in plan.micro_batches]
-        return Window(
+    def build(self, epoch: int, step_in_epoch: int) -> StepBatch:
+        """One step of this rank; the state stays as it is."""
+        step_rows = self.sampler.step_rows(epoch, step_in_epoch)
+        own = [rows[self.rank] for rows in step_rows.micro_batches]
+        return StepBatch(
             epoch,
             step_in_epoch,
             [self.collator(self.dataset.rows(rows.tolist()), rows) for rows in own],
-            plan.target_divisor,
-            plan.num_rows,
-            plan.encoder_tokens,
-            plan.decoder_tokens,
-            plan.num_rows if self.sampler.unequal_rows else None,
+            step_rows.target_divisor,
+            step_rows.num_rows,
+            step_rows.encoder_tokens,
+            step_rows.decoder_tokens,
+            step_rows.num_rows if self.sampler.unequal_rows else None,
         )
 
     def describe(self) -> str:

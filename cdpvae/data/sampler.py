@@ -1,7 +1,7 @@
-"""Which rows make up each optimizer step: shuffled by epoch, balanced over ranks, resumable.
+"""Choose the rows of each optimizer step: shuffled by epoch, balanced over ranks, resumable.
 
-A *window* is the rows of one optimizer step. `WindowSampler` gives every window the same number of
-rows, per_device_batch_size x grad_accum x world_size; `budget.TokenBudgetSampler` as many as fill a
+`RowCountSampler` gives every optimizer step the same number of rows,
+per_device_batch_size x grad_accum x world_size; `token_budget.TokenBudgetSampler` as many as fill a
 budget of tokens. Every rank computes the whole plan from the lengths; nothing is communicated.
 """
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cdpvae.data.balance import deal_window
+from cdpvae.data.balance import balance_step
 
 
 @dataclass(frozen=True)
-class WindowPlan:
+class StepRows:
     """Which rows make up one optimizer step.
 
     micro_batches: grad_accum arrays (world_size, rows) int64, indices into the data set; every
@@ -37,12 +37,12 @@ class WindowPlan:
         return sum(rows.size for rows in self.micro_batches)
 
 
-class RowSampler:
+class StepSampler:
     """What plans have in common: the lengths, and the order of an epoch.
 
     response_lengths, instruction_lengths: (rows,) tokens. Raises ValueError for sizes below 1,
     a negative seed or lengths that do not belong together.
-    unequal_rows: whether micro-batches of a window may differ in their number of rows.
+    unequal_rows: whether micro-batches of a step may differ in their number of rows.
     """
 
     unequal_rows = False
@@ -83,7 +83,7 @@ class RowSampler:
         raise NotImplementedError
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> tuple[np.ndarray, ...]:
-        """Those of `WindowPlan`, for a step that exists."""
+        """Those of `StepRows`, for a step that exists."""
         raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class RowSampler:
             self._order = (epoch, order)
         return order
 
-    def window(self, epoch: int, step_in_epoch: int) -> WindowPlan:
+    def step_rows(self, epoch: int, step_in_epoch: int) -> StepRows:
         """The plan of one optimizer step. Raises ValueError beyond the epoch's last."""
         if epoch < 0 or not 0 <= step_in_epoch < self.steps_in(epoch):
             raise ValueError(
@@ -111,7 +111,7 @@ class RowSampler:
             )
         micro_batches = self.micro_batches(epoch, step_in_epoch)
         rows = np.concatenate([part.ravel() for part in micro_batches])
-        return WindowPlan(
+        return StepRows(
             micro_batches=micro_batches,
             target_divisor=int((self.responses[rows] - 1).sum()),
             encoder_tokens=int(self.instructions[rows].sum()),
@@ -125,10 +125,10 @@ class RowSampler:
         return digest.hexdigest()
 
 
-class WindowSampler(RowSampler):
-    """Every window of every epoch from (seed, epoch) and the lengths alone.
+class RowCountSampler(StepSampler):
+    """The rows of every step of every epoch from (seed, epoch) and the lengths alone.
 
-    rows_per_micro_batch: per rank. The last, incomplete window of an epoch is dropped.
+    rows_per_micro_batch: per rank. The last, incomplete step of an epoch is dropped.
     Raises ValueError when there is none left.
     """
 
@@ -150,32 +150,33 @@ class WindowSampler(RowSampler):
             world_size=world_size,
             seed=seed,
         )
-        self.window_rows = rows_per_micro_batch * grad_accum * world_size
-        if len(self.tokens) < self.window_rows:
+        self.rows_per_step = rows_per_micro_batch * grad_accum * world_size
+        if len(self.tokens) < self.rows_per_step:
             raise ValueError(
                 f"{len(self.tokens)} rows do not fill one optimizer step of {rows_per_micro_batch} "
-                f"x {grad_accum} x {world_size} = {self.window_rows} rows (per_device_batch_size x "
-                "gradient_accumulation_steps x ranks); lower one of them or give more data"
+                f"x {grad_accum} x {world_size} = {self.rows_per_step} rows "
+                "(per_device_batch_size x gradient_accumulation_steps x ranks); "
+                "lower one of them or give more data"
             )
 
     def steps_in(self, epoch: int) -> int:
         """The same for every epoch."""
-        return len(self.tokens) // self.window_rows
+        return len(self.tokens) // self.rows_per_step
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> tuple[np.ndarray, ...]:
-        start = step_in_epoch * self.window_rows
-        window = self.order(epoch)[start : start + self.window_rows]
-        parts = deal_window(self.tokens[window], self.grad_accum, self.world_size)
-        return tuple(window[part] for part in parts)
+        start = step_in_epoch * self.rows_per_step
+        rows = self.order(epoch)[start : start + self.rows_per_step]
+        parts = balance_step(self.tokens[rows], self.grad_accum, self.world_size)
+        return tuple(rows[part] for part in parts)
 
     def describe(self) -> str:
-        return f"{self.window_rows} rows a step"
+        return f"{self.rows_per_step} rows a step"
 
     def identity(self) -> dict[str, Any]:
         """Ranks and grad_accum may differ, the rows of a step may not."""
         return {
             "seed": self.seed,
-            "rows_per_step": self.window_rows,
+            "rows_per_step": self.rows_per_step,
             "data": self.fingerprint(),
         }
 

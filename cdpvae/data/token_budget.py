@@ -1,7 +1,7 @@
 """`batching: tokens`: as many rows as fill a budget of tokens per micro-batch and rank.
 
-An epoch's order is cut into windows whose rows fill FILL of the budgets of all micro-batches and
-ranks. So a window is a random sample of rows, as under `batching: rows`. Inside it rows are grouped
+An epoch's order is cut into steps whose rows fill FILL of the budgets of all micro-batches and
+ranks. So a step is a random sample of rows, as under `batching: rows`. Inside it rows are grouped
 by length: a micro-batch of long rows has few of them, one of short rows many, and attention, whose
 cost is rows x longest row squared, pads little. In a global micro-batch every rank has the same
 number of rows, because the losses gather them; their number differs between micro-batches.
@@ -17,22 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from cdpvae.data.balance import deal
-from cdpvae.data.sampler import RowSampler, check_sizes
+from cdpvae.data.balance import balance_rows
+from cdpvae.data.sampler import StepSampler, check_sizes
 
-# A window aims at this share of its capacity: what is left makes room for rows not to fit exactly.
+# A step aims at this share of its capacity: what is left makes room for rows not to fit exactly.
 FILL = 0.99
 # Heaviest bin over mean, at which exchanging stops.
 EVEN = 1.005
 
 
-class TokenBudgetSampler(RowSampler):
-    """Windows of grad_accum x world_size bins of at most `tokens_per_micro_batch` tokens.
+class TokenBudgetSampler(StepSampler):
+    """Steps of grad_accum x world_size bins of at most `tokens_per_micro_batch` tokens.
 
-    prompt_tokens: soft prompts a row costs beside its own tokens. Every row is in one window of an
+    prompt_tokens: soft prompts a row costs beside its own tokens. Every row is in one step of an
     epoch, except, at its end, what does not give every rank the same number: fewer rows than
     ranks, or, where rows are so near the budget that bins hold one each, fewer than bins. The last
-    two windows share what is left and may be half full; their number may differ by epoch.
+    two steps share what is left and may be half full; their number may differ by epoch.
     Raises ValueError for a row above the budget and for fewer rows than bins.
     """
 
@@ -61,7 +61,7 @@ class TokenBudgetSampler(RowSampler):
         self.prompt_tokens = prompt_tokens
         self.costs = self.tokens + prompt_tokens
         self._check()
-        self._plan: tuple[int, list[tuple[np.ndarray, ...]]] = (-1, [])
+        self._steps: tuple[int, list[tuple[np.ndarray, ...]]] = (-1, [])
 
     def _check(self) -> None:
         above = int((self.costs > self.budget).sum())
@@ -90,7 +90,7 @@ class TokenBudgetSampler(RowSampler):
         return f"{bins} micro-batches of at most {self.budget} tokens a step"
 
     def identity(self) -> dict[str, Any]:
-        """Everything that moves the borders of windows."""
+        """Everything that moves the borders of steps."""
         return {
             "seed": self.seed,
             "tokens_per_micro_batch": self.budget,
@@ -101,57 +101,57 @@ class TokenBudgetSampler(RowSampler):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[np.ndarray, ...]]:
-        """All windows of an epoch, as `WindowPlan.micro_batches`."""
-        cached, plan = self._plan
+        """All steps of an epoch, as `StepRows.micro_batches`."""
+        cached, steps = self._steps
         if epoch != cached:
             order = self.order(epoch)
-            windows = cut_windows(self.costs[order], self.budget, self.grad_accum, self.world_size)
-            plan = [tuple(order[start + part] for part in parts) for start, parts in windows]
-            self._plan = (epoch, plan)
-        return plan
+            cut = cut_steps(self.costs[order], self.budget, self.grad_accum, self.world_size)
+            steps = [tuple(order[start + part] for part in parts) for start, parts in cut]
+            self._steps = (epoch, steps)
+        return steps
 
 
-def cut_windows(
+def cut_steps(
     costs: np.ndarray, budget: int, grad_accum: int, world_size: int
 ) -> list[tuple[int, list[np.ndarray]]]:
-    """Consecutive windows over rows in their order: (start, parts as `pack_window` gives them).
+    """Consecutive steps over rows in their order: (start, parts as `pack_step` gives them).
 
     costs: (rows,) int64, none above `budget`.
     """
     bins = grad_accum * world_size
     target = FILL * budget * bins
     until = np.cumsum(costs)
-    windows, start = [], 0
+    steps, start = [], 0
     while (remaining := len(costs) - start) >= bins:
         before = until[start] - costs[start]
         left = until[-1] - before
-        # What makes two windows is shared evenly: no step of a handful of rows, and none left out.
+        # What makes two steps is shared evenly: no step of a handful of rows, and none left out.
         for aim in [left / 2] if target < left <= 2 * target else [target, left / 2]:
             wanted = int(np.searchsorted(until, before + aim, side="right")) - start
-            parts = _first_window(costs[start:], wanted, budget, grad_accum, world_size)
+            parts = _first_step(costs[start:], wanted, budget, grad_accum, world_size)
             count = sum(part.size for part in parts)
             if not world_size <= remaining - count < bins:
                 break
-        windows.append((start, parts))
+        steps.append((start, parts))
         start += count
-    return windows
+    return steps
 
 
-def _first_window(
+def _first_step(
     costs: np.ndarray, wanted: int, budget: int, grad_accum: int, world_size: int
 ) -> list[np.ndarray]:
     """The first rows, `wanted` of them or as many fewer as can be packed."""
     bins = grad_accum * world_size
     for attempt in itertools.count():
         count = max(wanted // world_size * world_size, bins)
-        parts = pack_window(costs[:count], budget, grad_accum, world_size)
+        parts = pack_step(costs[:count], budget, grad_accum, world_size)
         if parts is not None:
             return parts
         # One row a bin always fits, so this ends; growing steps keep it short.
         wanted = count - world_size * (1 + attempt // 4)
 
 
-def pack_window(
+def pack_step(
     costs: np.ndarray, budget: int, grad_accum: int, world_size: int
 ) -> list[np.ndarray] | None:
     """Positions 0..n-1 as grad_accum arrays (world_size, rows), longest rows first, or None.
@@ -161,7 +161,7 @@ def pack_window(
     """
     order = np.argsort(-costs, kind="stable")
     sizes = _group_sizes(costs[order].reshape(-1, world_size).sum(1), grad_accum)
-    bin_of = _deal_groups(sizes, world_size)
+    bin_of = _assign_ranks(sizes, world_size)
     even = EVEN * costs.sum() / (grad_accum * world_size)
     if not _exchange(costs[order], bin_of, min(budget, even), budget):
         return None
@@ -171,11 +171,11 @@ def pack_window(
 
 
 def even_ranks(costs: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """(world_size, rows) positions, dealt anew where that makes the heaviest rank lighter."""
+    """(world_size, rows) positions, balanced anew where that makes the heaviest rank lighter."""
     rows = ranks.ravel()
-    dealt = rows[np.array(deal(costs[rows], len(ranks)))]
-    lighter = costs[dealt].sum(1).max() < costs[ranks].sum(1).max()
-    return dealt if lighter else ranks
+    balanced = rows[np.array(balance_rows(costs[rows], len(ranks)))]
+    lighter = costs[balanced].sum(1).max() < costs[ranks].sum(1).max()
+    return balanced if lighter else ranks
 
 
 def _group_sizes(costs: np.ndarray, groups: int) -> np.ndarray:
@@ -193,7 +193,7 @@ def _group_sizes(costs: np.ndarray, groups: int) -> np.ndarray:
     return np.diff([*cuts, len(costs)])
 
 
-def _deal_groups(sizes: np.ndarray, world_size: int) -> np.ndarray:
+def _assign_ranks(sizes: np.ndarray, world_size: int) -> np.ndarray:
     """(rows,) bin of each row, sorted by cost: to and fro over the ranks of its group."""
     ranks = np.tile(np.arange(world_size), (int(sizes.sum()), 1))
     ranks[1::2] = ranks[1::2, ::-1]

@@ -84,7 +84,7 @@ def likelihood_sums(
 
     A batch of one row has no other row to take z from, and is left out of the z-use test.
     """
-    dims = 0 if model.config.no_latent else model.config.latent_dim
+    dims = 0 if model.config.latent.kind == "none" else model.config.latent.latent_dim
     total = torch.zeros(10 + 2 * dims, dtype=torch.float64, device=model.device)
     with model.evaluating():
         for batch in batches:
@@ -99,7 +99,7 @@ def _batch_sums(model, batch: VAEBatch, seed: int, z_use: bool) -> Tensor:
         return sequence_nll(model, z, response).double().sum()
 
     tokens = (response.lengths - 1).sum()
-    if model.config.no_latent:
+    if model.config.latent.kind == "none":
         nll = summed(None)
         return _vector(model, [rows, tokens, nll, nll])
     posterior = model.posterior(batch.instruction)

@@ -48,9 +48,9 @@ def baseline_likelihood(options) -> Likelihood | None:
     if options.baseline is None:
         return None
     opened = open_run(options.baseline, device=options.device)
-    if not opened.settings.model.no_latent:
+    if opened.settings.model.latent.kind != "none":
         raise ValueError(
-            f"baseline={options.baseline!r} was trained with a latent; give a --no-latent run"
+            f"baseline={options.baseline!r} was trained with a latent; give a --latent none run"
         )
     return model_likelihood(opened, options)
 
@@ -70,5 +70,5 @@ def likelihood_lines(result: Likelihood, baseline: Likelihood | None) -> list[st
     if baseline is not None:
         lines.append(f"  the same decoder without z: NLL {baseline.nll_q:.2f}")
     else:
-        lines.append("  (no --baseline given: train one with --no-latent to judge these numbers)")
+        lines.append("  (no --baseline given: train one with --latent none to judge these numbers)")
     return lines

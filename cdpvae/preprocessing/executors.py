@@ -55,9 +55,11 @@ def make_executor(name: str, workers: int | None) -> Executor:
     if name == "local":
         return LocalExecutor(workers or available_cores())
     if name != "ray":
-        raise ValueError(f"engine={name!r} must be local or ray")
+        raise ValueError(f"executor={name!r} must be local or ray")
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("engine=ray needs Ray: pip install cdpvae[cluster], or use engine=local")
+        raise ValueError(
+            "executor=ray needs Ray: pip install cdpvae[cluster], or use executor=local"
+        )
     return RayExecutor(workers)
 
 

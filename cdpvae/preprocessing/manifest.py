@@ -29,7 +29,7 @@ _NOT_CONTENT = frozenset(
         "workers",
         "shard_records",
         "streaming",
-        "engine",
+        "executor",
     }
 )
 

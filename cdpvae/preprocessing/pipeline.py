@@ -238,7 +238,7 @@ class _Run:
         return {
             "started": started.isoformat(timespec="seconds"),
             "seconds": seconds,
-            "engine": self.config.engine,
+            "executor": self.config.executor,
             "workers": self.config.workers or available_cores(),
             "shard_records": self.config.shard_records,
         }

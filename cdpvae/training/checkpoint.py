@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from cdpvae.config import Settings
+from cdpvae.config.renames import by_key, rename_keys
 from cdpvae.training.distributed import World, barrier
 
 PREFIX = "checkpoint-"
@@ -49,7 +50,7 @@ FREE_TO_CHANGE = {
         "sample_max_length",
         "prefetch",
     },
-    "data": {"processed_dir", "max_samples", "input", "workers", "shard_records", "engine"},
+    "data": {"processed_dir", "max_samples", "input", "workers", "shard_records", "executor"},
 }
 
 
@@ -190,17 +191,15 @@ class CheckpointManager:
         return TrainState(**content), own["shared"]
 
     def _check_settings(self, path: Path) -> None:
-        saved = json.loads((path / "settings.json").read_text())
-        now = json.loads(self.settings.dump())
-        for group, values in now.items():
-            for key, value in values.items():
-                if key in FREE_TO_CHANGE.get(group, set()):
-                    continue
-                if saved[group].get(key) != value:
-                    raise ValueError(
-                        f"resume {path}: {group}.{key}={value!r}, but the run was started with "
-                        f"{saved[group].get(key)!r}; a continuation keeps it"
-                    )
+        # An older version saved some settings under other names.
+        saved = by_key(rename_keys(json.loads((path / "settings.json").read_text()))[0])
+        for key, value in by_key(json.loads(self.settings.dump())).items():
+            group, _, name = key.partition(".")
+            if name not in FREE_TO_CHANGE.get(group, set()) and saved.get(key) != value:
+                raise ValueError(
+                    f"resume {path}: {key}={value!r}, but the run was started with "
+                    f"{saved.get(key)!r}; a continuation keeps it"
+                )
 
 
 def publish(temporary: Path, final: Path) -> None:

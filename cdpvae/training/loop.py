@@ -1,8 +1,8 @@
-"""The training loop: windows in, optimizer steps, and everything that happens between them.
+"""The training loop: step batches in, optimizer steps, and everything that happens between them.
 
-A window is the data of one optimizer step, all micro-batches of all ranks, so its number of target
-tokens is known before the first forward. Schedules count optimizer steps that happened: a step
-that DeepSpeed refuses because a gradient was not finite consumes data, nothing else.
+A step batch is the data of one optimizer step, all micro-batches of all ranks, so its number of
+target tokens is known before the first forward. Schedules count optimizer steps that happened: a
+step that DeepSpeed refuses because a gradient was not finite consumes data, nothing else.
 
 Legend: B rows of one rank, K rows of all ranks, Z latent.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from cdpvae.batch import LossTerms, Posterior, StepPlan, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
 from cdpvae.config import Settings
-from cdpvae.data import Loader, Window
+from cdpvae.data import Loader, StepBatch
 from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.models.text_vae import VAEOutput
@@ -132,8 +132,8 @@ class Trainer:
         self.engine.train()
         try:
             while self.state.step < self.last_step:
-                for window in self.loader.epoch():
-                    self._step(window)
+                for step_batch in self.loader.epoch():
+                    self._step(step_batch)
                     self.state.epoch, self.state.step_in_epoch = self.loader.position
                     if self.state.step >= self.last_step:
                         break
@@ -167,15 +167,15 @@ class Trainer:
 
     # One optimizer step
 
-    def _step(self, window: Window) -> None:
+    def _step(self, step_batch: StepBatch) -> None:
         plan = self.planner.plan(
-            self.state.step, window.epoch, window.target_divisor, window.row_divisor
+            self.state.step, step_batch.epoch, step_batch.target_divisor, step_batch.row_divisor
         )
         logs = self._every(self.settings.training.logging_steps, plan.step + 1)
         record, at_mu = StepRecord(), {}
         learning_rate = self.engine.get_lr()[0]
         with self._reduction():
-            for number, batch in enumerate(window.micro_batches):
+            for number, batch in enumerate(step_batch.micro_batches):
                 output = self.engine(self.prepare(batch, plan), plan)
                 if logs and number == 0:
                     at_mu = gradient_norms_at_mu(self.loss_fn, output, plan)
@@ -194,11 +194,11 @@ class Trainer:
         if not applied:
             return
         self._watch(record)
-        self.reporter.measure(window)
+        self.reporter.measure(step_batch)
         if logs:
             self.reporter.step(
                 self.state.step,
-                window,
+                step_batch,
                 plan,
                 values,
                 kl_per_dim,

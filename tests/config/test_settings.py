@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from cdpvae.command_line import parse_settings_and
-from cdpvae.config import Settings, SettingsError, load_settings, parse_settings
+from cdpvae.config import (
+    GaussianConfig,
+    NoLatentConfig,
+    Settings,
+    SettingsError,
+    all_settings,
+    load_settings,
+    parse_settings,
+)
 from cdpvae.train import TrainOptions
 from support.runs import REPOSITORY
 
@@ -17,13 +26,10 @@ CONFIGS = REPOSITORY / "cdpvae" / "configs"
 DESCRIPTION = {
     "model": {
         "backbone": "meta-llama/Llama-3.1-8B",
-        "latent_dim": 64,
         "pooling_heads": 8,
         "pooling_dropout": 0.1,
         "vae_hidden_dim": 2048,
         "encoder_dropout": 0.1,
-        "logvar_init_bias": -2.0,
-        "logvar_clamp": 10.0,
         "num_soft_tokens": 32,
         "projector_dropout": 0.1,
         "deep_prefix": False,
@@ -43,6 +49,7 @@ DESCRIPTION = {
             "up_proj",
             "down_proj",
         ),
+        "latent": GaussianConfig(latent_dim=64, logvar_init_bias=-2.0, logvar_clamp=10.0),
     },
     "loss": {
         "beta_max": 1.0,
@@ -54,7 +61,7 @@ DESCRIPTION = {
         "temperature": 0.07,
         "normalize_latents": True,
         "word_dropout": 0.4,
-        "loss_scale": "per_token",
+        "objective": "per_token",
         "bow_reduction": "bce",
         "queue_size": 0,
     },
@@ -118,16 +125,30 @@ def test_shipped_files():
     assert json.loads((CONFIGS / "recommended.json").read_text()) == changed
 
 
+def gaussian(latent_dim) -> dict:
+    return {"kind": "gaussian", "latent_dim": latent_dim}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ({"modle": {}}, ["modle", "model"]),
-        ({"model": {"latent_dims": 8}}, ["model.latent_dims", "latent_dim"]),
-        ({"model": {"latent_dim": "64"}}, ["model.latent_dim", "'64'", "integer"]),
-        ({"model": {"latent_dim": 0}}, ["model.latent_dim", "0", "greater"]),
+        ({"model": {"latent_dims": 8}}, ["model.latent_dims", "model.latent.latent_dim"]),
+        ({"model": {"latent": gaussian("64")}}, ["model.latent.latent_dim='64'", "integer"]),
+        ({"model": {"latent": gaussian(0)}}, ["model.latent.latent_dim=0", "greater"]),
         ({"model": {"encoder_layer": "first"}}, ["model.encoder_layer", "first", "last", "mix"]),
         ({"model": {"encoder_layer": -1}}, ["encoder_layer", "-1"]),
-        ({"model": {"no_latent": True, "deep_prefix": True}}, ["deep_prefix", "no_latent"]),
+        (
+            {"model": {"latent": {"kind": "none"}, "deep_prefix": True}},
+            ["deep_prefix=true", "latent.kind=none"],
+        ),
+        (
+            {"model": {"latent": {"kind": "none", "latent_dim": 8}}},
+            ["model.latent.latent_dim", "unknown key"],
+        ),
+        ({"model": {"latent": {"kind": "vq"}}}, ["model.latent.kind='vq'", "gaussian", "none"]),
+        ({"model": {"latent": {"latent_dim": 8}}}, ["model.latent.kind is missing", "gaussian"]),
+        ({"model": {"latent": 8}}, ["model.latent=8"]),
         ({"loss": {"queue_size": 8, "contrastive_weight": 0.0}}, ["queue_size=8"]),
         ({"augmentation": {"augmentation_probability": 0.0}}, ["contrastive_weight=0.1"]),
         ({"training": {"eta_min": 1.0}}, ["eta_min=1.0", "learning_rate"]),
@@ -138,7 +159,7 @@ def test_shipped_files():
         ({"data": {"languages": []}}, ["languages=[]", "language_filter=false"]),
         ({"data": {"quality_filter": False, "max_special_share": 0.5}}, ["max_special_share=0.5"]),
         ({"data": {"deduplication": "exact", "similarity": 0.9}}, ["similarity=0.9", "exact"]),
-        ({"data": {"engine": "slurm"}}, ["data.engine", "slurm", "ray"]),
+        ({"data": {"executor": "slurm"}}, ["data.executor", "slurm", "ray"]),
     ],
 )
 def test_what_is_wrong_is_one_line(content, words):
@@ -200,12 +221,12 @@ def test_a_wrong_command_line_is_one_line(argv, words):
 
 def test_print_config_round_trips(capsys, tmp_path):
     with pytest.raises(SystemExit) as done:
-        parse("--print-config", "--latent-dim", "16", "--no-latent")
+        parse("--print-config", "--latent", "none", "--seed", "3")
     assert done.value.code == 0
     path = tmp_path / "printed.json"
     path.write_text(capsys.readouterr().out)
     settings = load_settings(path)
-    assert settings.model.latent_dim == 16 and settings.model.no_latent
+    assert settings.model.latent == NoLatentConfig() and settings.training.seed == 3
     assert settings.loss.beta_max == 0.0
 
 
@@ -214,6 +235,6 @@ def test_help_lists_every_setting(capsys):
         parse("--help")
     assert done.value.code == 0
     text = capsys.readouterr().out
-    for group in json.loads(Settings().dump()).values():
-        for key in group:
-            assert f"--{key.replace('_', '-')}" in text, key
+    for setting in all_settings():
+        shown = re.search(rf"{setting.flag}[ ,]", text) is not None
+        assert shown == (setting.family != "none"), setting

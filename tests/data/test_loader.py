@@ -3,16 +3,16 @@ import itertools
 import numpy as np
 import pytest
 
-from cdpvae.data import TokenBudgetSampler, VAECollator, WindowLoader, evaluation_batches
+from cdpvae.data import StepLoader, TokenBudgetSampler, VAECollator, evaluation_batches
 from support.rows import described, make_dataset, make_sampler
 
 
-def rows_loader(dataset, rank=0, batch=2, accum=3, world=2, seed=0, prefetch=0) -> WindowLoader:
+def rows_loader(dataset, rank=0, batch=2, accum=3, world=2, seed=0, prefetch=0) -> StepLoader:
     sampler = make_sampler(dataset, batch, accum, world, seed)
-    return WindowLoader(dataset, VAECollator(), sampler, rank, prefetch)
+    return StepLoader(dataset, VAECollator(), sampler, rank, prefetch)
 
 
-def tokens_loader(dataset, rank=0, budget=150, accum=3, world=2, prefetch=0) -> WindowLoader:
+def tokens_loader(dataset, rank=0, budget=150, accum=3, world=2, prefetch=0) -> StepLoader:
     sampler = TokenBudgetSampler(
         dataset.response_lengths,
         dataset.instruction_lengths,
@@ -21,27 +21,29 @@ def tokens_loader(dataset, rank=0, budget=150, accum=3, world=2, prefetch=0) -> 
         world_size=world,
         seed=0,
     )
-    return WindowLoader(dataset, VAECollator(), sampler, rank, prefetch)
+    return StepLoader(dataset, VAECollator(), sampler, rank, prefetch)
 
 
 MAKERS = {"rows": rows_loader, "tokens": tokens_loader}
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
-def test_ranks_together_have_the_window_and_its_divisors(make):
+def test_ranks_together_have_the_step_and_its_divisors(make):
     dataset = make_dataset(100)
     loaders = [make(dataset, rank) for rank in (0, 1)]
-    for windows in zip(*(loader.epoch() for loader in loaders), strict=True):
-        first = windows[0]
-        batches = [batch for window in windows for batch in window.micro_batches]
-        assert {window.target_divisor for window in windows} == {
+    for step_batches in zip(*(loader.epoch() for loader in loaders), strict=True):
+        first = step_batches[0]
+        batches = [batch for step_batch in step_batches for batch in step_batch.micro_batches]
+        assert {step_batch.target_divisor for step_batch in step_batches} == {
             sum(batch.targets.numel() for batch in batches)
         }
         assert first.decoder_tokens == sum(batch.response.ids.numel() for batch in batches)
         assert first.encoder_tokens == sum(batch.instruction.ids.numel() for batch in batches)
         assert first.rows == sum(batch.num_rows for batch in batches)
         assert first.row_divisor == (first.rows if make is tokens_loader else None)
-        for left, right in zip(windows[0].micro_batches, windows[1].micro_batches, strict=True):
+        for left, right in zip(
+            step_batches[0].micro_batches, step_batches[1].micro_batches, strict=True
+        ):
             assert left.num_rows == right.num_rows  # rows of all ranks can be gathered
         for batch in batches:
             for row, index in zip(batch.response.rows(), batch.sample_index, strict=True):
@@ -52,38 +54,38 @@ def test_ranks_together_have_the_window_and_its_divisors(make):
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_resume_in_mid_epoch_gives_the_identical_remainder(make, prefetch):
     dataset = make_dataset(100)
-    whole = [described(w) for w in itertools.islice(make(dataset, rank=1), 20)]
+    whole = [described(s) for s in itertools.islice(make(dataset, rank=1), 20)]
     steps = make(dataset).steps_per_epoch
-    assert [w[:2] for w in whole][steps - 1 : steps + 1] == [(0, steps - 1), (1, 0)]
+    assert [s[:2] for s in whole][steps - 1 : steps + 1] == [(0, steps - 1), (1, 0)]
     # the start, mid-epoch, the border of an epoch, mid second epoch
     for stop in (0, 3, steps, steps + 2):
         loader = make(dataset, rank=1, prefetch=prefetch)
-        before = [described(w) for w in itertools.islice(loader, stop)]
+        before = [described(s) for s in itertools.islice(loader, stop)]
         state = loader.state_dict()
         loader.close()
         resumed = make(dataset, rank=1, prefetch=prefetch)
         resumed.load_state_dict(state)
         assert resumed.position == loader.position
-        after = [described(w) for w in itertools.islice(resumed, 20 - stop)]
+        after = [described(s) for s in itertools.islice(resumed, 20 - stop)]
         resumed.close()
         assert before + after == whole
 
 
-def test_a_loaded_state_counts_although_windows_were_built_ahead():
+def test_a_loaded_state_counts_although_steps_were_built_ahead():
     dataset = make_dataset(100)
     loader = rows_loader(dataset, prefetch=2)
-    windows = [described(w) for w in itertools.islice(loader, 4)]
+    step_batches = [described(s) for s in itertools.islice(loader, 4)]
     fresh = rows_loader(dataset)
     loader.load_state_dict(fresh.state_dict())
-    assert [described(w) for w in itertools.islice(loader, 4)] == windows
+    assert [described(s) for s in itertools.islice(loader, 4)] == step_batches
     loader.close()
 
 
 def test_an_epoch_ends_and_the_next_begins():
     loader = rows_loader(make_dataset(100), prefetch=2)
-    assert [w.step_in_epoch for w in loader.epoch()] == list(range(8))
+    assert [s.step_in_epoch for s in loader.epoch()] == list(range(8))
     assert loader.position == (1, 0)
-    assert [w.epoch for w in loader.epoch()] == [1] * 8
+    assert [s.epoch for s in loader.epoch()] == [1] * 8
     loader.close()
 
 
@@ -115,7 +117,7 @@ def test_what_does_not_fit_is_refused():
         rows_loader(make_dataset(12), prefetch=-1)
     sampler = rows_loader(make_dataset(12)).sampler
     with pytest.raises(ValueError, match="plans 12 rows, the data set has 11"):
-        WindowLoader(make_dataset(11), VAECollator(), sampler)
+        StepLoader(make_dataset(11), VAECollator(), sampler)
 
 
 class Broken:
@@ -134,15 +136,15 @@ class Broken:
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_an_error_comes_at_its_window_and_leaves_the_position(prefetch):
+def test_an_error_comes_at_its_step_and_leaves_the_position(prefetch):
     dataset = make_dataset(100)
     loader = rows_loader(dataset, world=1, prefetch=prefetch)
-    bad = int(loader.sampler.window(0, 5).micro_batches[0][0, 0])
-    broken = WindowLoader(Broken(dataset, bad), VAECollator(), loader.sampler, 0, prefetch)
+    bad = int(loader.sampler.step_rows(0, 5).micro_batches[0][0, 0])
+    broken = StepLoader(Broken(dataset, bad), VAECollator(), loader.sampler, 0, prefetch)
     read = []
     with pytest.raises(OSError, match="unreadable") as raised:
-        for window in broken:
-            read.append(window.step_in_epoch)
+        for step_batch in broken:
+            read.append(step_batch.step_in_epoch)
     assert read == [0, 1, 2, 3, 4] and broken.position == (0, 5)
     assert "rows" in [entry.name for entry in raised.traceback]  # where it happened
     broken.dataset = dataset  # and once the row can be read
@@ -163,7 +165,7 @@ def test_evaluation_shows_every_row_once_in_order(world, limit):
     assert seen == list(range(20 if limit is None else min(limit, 20)))
 
 
-def test_rows_are_read_once_for_each_window():
+def test_rows_are_read_once_for_each_step():
     """Building ahead is not building twice."""
     dataset, read = make_dataset(100), []
 
@@ -173,10 +175,10 @@ def test_rows_are_read_once_for_each_window():
             return self.dataset.rows(indices)
 
     sampler = rows_loader(dataset, world=1).sampler
-    loader = WindowLoader(Counting(dataset, -1), VAECollator(), sampler, 0, prefetch=2)
-    shown = [b.sample_index.tolist() for w in loader.epoch() for b in w.micro_batches]
+    loader = StepLoader(Counting(dataset, -1), VAECollator(), sampler, 0, prefetch=2)
+    shown = [b.sample_index.tolist() for s in loader.epoch() for b in s.micro_batches]
     loader.close()
     shown = [index for batch in shown for index in batch]
     assert read[: len(shown)] == shown
-    assert len(read) - len(shown) <= 2 * sampler.window_rows
+    assert len(read) - len(shown) <= 2 * sampler.rows_per_step
     assert len(np.unique(shown)) == len(shown)

@@ -1,13 +1,13 @@
-"""Whatever the rows: packing, dealing and cutting never split, lose or duplicate a token."""
+"""Whatever the rows: packing, balancing and cutting never split, lose or duplicate a token."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdpvae.data import VAECollator
-from cdpvae.data.balance import deal_window
+from cdpvae.data.balance import balance_step
 from cdpvae.data.dataset import TokenColumn
-from cdpvae.data.token_budget import cut_windows
+from cdpvae.data.token_budget import cut_steps
 
 tokens = st.integers(0, 2**31 - 1)
 row = st.lists(tokens, min_size=1, max_size=20)
@@ -55,23 +55,23 @@ def test_a_column_holds_its_rows(lists):
 
 @settings(deadline=None)
 @given(few, few, few, st.data())
-def test_dealing_gives_every_row_of_a_window_once(grad_accum, world_size, batch, data):
+def test_balancing_gives_every_row_of_a_step_once(grad_accum, world_size, batch, data):
     count = grad_accum * world_size * batch
     lengths = data.draw(st.lists(st.integers(1, 2000), min_size=count, max_size=count))
-    parts = deal_window(np.array(lengths), grad_accum, world_size)
+    parts = balance_step(np.array(lengths), grad_accum, world_size)
     assert [part.shape for part in parts] == [(world_size, batch)] * grad_accum
     assert sorted(np.concatenate([part.ravel() for part in parts])) == list(range(count))
 
 
 @settings(deadline=None)
 @given(few, few, st.integers(1, 300), st.data())
-def test_windows_of_a_budget_hold_every_row_at_most_once(grad_accum, world_size, budget, data):
-    """Whole rows, in consecutive windows, none above the budget; what is left out is less than a
+def test_steps_of_a_budget_hold_every_row_at_most_once(grad_accum, world_size, budget, data):
+    """Whole rows, in consecutive steps, none above the budget; what is left out is less than a
     row for each bin."""
     costs = np.array(data.draw(st.lists(st.integers(1, budget), max_size=120)), dtype=np.int64)
     bins = grad_accum * world_size
     at = 0
-    for start, parts in cut_windows(costs, budget, grad_accum, world_size):
+    for start, parts in cut_steps(costs, budget, grad_accum, world_size):
         assert start == at
         rows = np.concatenate([part.ravel() for part in parts])
         assert sorted(rows) == list(range(len(rows)))

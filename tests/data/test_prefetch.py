@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from cdpvae.data import VAECollator, WindowLoader, WindowSampler
+from cdpvae.data import RowCountSampler, StepLoader, VAECollator
 from cdpvae.data.prefetch import Prefetcher
 from support.rows import make_dataset
 
@@ -90,7 +90,7 @@ def test_an_abandoned_prefetcher_is_collected_with_its_thread():
 
 def test_an_abandoned_loader_is_collected_with_its_thread():
     dataset = make_dataset(100)
-    sampler = WindowSampler(
+    sampler = RowCountSampler(
         dataset.response_lengths,
         dataset.instruction_lengths,
         rows_per_micro_batch=2,
@@ -98,7 +98,7 @@ def test_an_abandoned_loader_is_collected_with_its_thread():
         world_size=1,
         seed=0,
     )
-    loader = WindowLoader(dataset, VAECollator(), sampler, prefetch=2)
+    loader = StepLoader(dataset, VAECollator(), sampler, prefetch=2)
     next(loader.epoch())
     del loader
     gc.collect()

@@ -4,8 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from cdpvae.data import WindowSampler
-from cdpvae.data.balance import deal
+from cdpvae.data import RowCountSampler
+from cdpvae.data.balance import balance_rows
 from support.rows import make_dataset, make_sampler, real_lengths
 
 PINNED = "3766d5ca90225bb3eb1a195078c14fe6773b66408ae1630c7e5ff20c4e8fcbb8"
@@ -16,11 +16,11 @@ def rows_of(plan) -> np.ndarray:
     return np.concatenate([part.ravel() for part in plan.micro_batches])
 
 
-def test_an_epoch_shows_each_row_at_most_once_and_drops_the_incomplete_window():
+def test_an_epoch_shows_each_row_at_most_once_and_drops_the_incomplete_step():
     sampler = make_sampler(make_dataset(100))
-    assert sampler.window_rows == 12 and sampler.steps_per_epoch == 8
+    assert sampler.rows_per_step == 12 and sampler.steps_per_epoch == 8
     for epoch in (0, 1):
-        seen = np.concatenate([rows_of(sampler.window(epoch, s)) for s in range(8)]).tolist()
+        seen = np.concatenate([rows_of(sampler.step_rows(epoch, s)) for s in range(8)]).tolist()
         assert len(seen) == len(set(seen)) == 96
     assert set(sampler.order(0)) == set(sampler.order(1)) == set(range(100))
 
@@ -44,14 +44,14 @@ def test_order_is_pinned():
     assert sampler.order(0).tolist() == [11, 3, 2, 1, 8, 6, 0, 7, 4, 10, 5, 9]
 
 
-def test_windows_are_pinned():
+def test_steps_are_pinned():
     """Which row goes to which rank of which micro-batch: loss curves of old runs depend on it."""
     rng = np.random.default_rng(5)
     responses, instructions = rng.integers(20, 400, 500), rng.integers(10, 100, 500)
-    sampler = WindowSampler(
+    sampler = RowCountSampler(
         responses, instructions, rows_per_micro_batch=4, grad_accum=3, world_size=2, seed=7
     )
-    rows = np.concatenate([rows_of(sampler.window(0, step)) for step in range(5)])
+    rows = np.concatenate([rows_of(sampler.step_rows(0, step)) for step in range(5)])
     assert hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest() == PINNED
 
 
@@ -69,7 +69,7 @@ def test_global_micro_batches_do_not_depend_on_the_number_of_ranks(one, other):
         for batch, accum, world in (one, other)
     )
     for step in range(left.steps_per_epoch):
-        plans = left.window(0, step), right.window(0, step)
+        plans = left.step_rows(0, step), right.step_rows(0, step)
         groups = [[sorted(g.ravel().tolist()) for g in plan.micro_batches] for plan in plans]
         assert groups[0] == groups[1]
         assert plans[0].target_divisor == plans[1].target_divisor
@@ -80,7 +80,7 @@ def test_ranks_carry_nearly_the_same_number_of_tokens():
     rng = np.random.default_rng(0)
     responses = np.clip(rng.lognormal(5.3, 0.8, 6000), 20, 1024).astype(np.int64)
     instructions = np.clip(rng.lognormal(3.6, 0.8, 6000), 10, 512).astype(np.int64)
-    sampler = WindowSampler(
+    sampler = RowCountSampler(
         responses, instructions, rows_per_micro_batch=8, grad_accum=12, world_size=2, seed=0
     )
     sums = token_sums(sampler)
@@ -90,17 +90,17 @@ def test_ranks_carry_nearly_the_same_number_of_tokens():
     assert ((global_sums.max(1) - global_sums.min(1)) / global_sums.mean(1)).mean() <= 0.03
 
 
-def token_sums(sampler: WindowSampler) -> np.ndarray:
+def token_sums(sampler: RowCountSampler) -> np.ndarray:
     """(steps, grad_accum, world_size) of the first epoch."""
-    windows = (sampler.window(0, step).micro_batches for step in range(sampler.steps_per_epoch))
-    return np.array([[sampler.tokens[part].sum(1) for part in parts] for parts in windows])
+    steps = (sampler.step_rows(0, step).micro_batches for step in range(sampler.steps_per_epoch))
+    return np.array([[sampler.tokens[part].sum(1) for part in parts] for parts in steps])
 
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", REAL)
 def test_ranks_differ_by_at_most_3_percent_on_real_lengths(name, world):
     """The description's 8 rows x 12: in every micro-batch, and in every step."""
-    sampler = WindowSampler(
+    sampler = RowCountSampler(
         *real_lengths(name), rows_per_micro_batch=8, grad_accum=12, world_size=world, seed=0
     )
     sums = token_sums(sampler)
@@ -111,11 +111,11 @@ def test_ranks_differ_by_at_most_3_percent_on_real_lengths(name, world):
 def test_where_ranks_differ_by_more_no_other_deal_is_better():
     """Toolformer: a row of 334 tokens among rows of 90. Every split of 16 rows is tried."""
     lengths = real_lengths("gpteacher/toolformer-dedupe-only-dataset.json")
-    sampler = WindowSampler(*lengths, rows_per_micro_batch=8, grad_accum=12, world_size=2, seed=0)
+    sampler = RowCountSampler(*lengths, rows_per_micro_batch=8, grad_accum=12, world_size=2, seed=0)
     halves = np.array(list(itertools.combinations(range(16), 8)))
     uneven = 0
     for step in range(sampler.steps_per_epoch):
-        for part in sampler.window(0, step).micro_batches:
+        for part in sampler.step_rows(0, step).micro_batches:
             tokens = sampler.tokens[part]
             gap = abs(int(tokens[0].sum() - tokens[1].sum()))
             if gap > 0.03 * tokens.sum(1).mean():
@@ -128,14 +128,14 @@ def test_where_ranks_differ_by_more_no_other_deal_is_better():
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_deal_gives_every_position_once(groups):
     tokens = np.array([5, 5, 5, 1, 90, 7, 2, 2, 30, 31, 4, 4])
-    parts = deal(tokens, groups)
+    parts = balance_rows(tokens, groups)
     assert [len(part) for part in parts] == [12 // groups] * groups
     assert sorted(np.concatenate(parts).tolist()) == list(range(12))
 
 
 def test_deal_exchanges_what_greedy_leaves_uneven():
     # Longest first gives 8+5+4 and 7+6+1; exchanging 8 and 7 evens them out (31 is odd).
-    parts = deal(np.array([8, 7, 6, 5, 4, 1]), 2)
+    parts = balance_rows(np.array([8, 7, 6, 5, 4, 1]), 2)
     sums = sorted(int(np.array([8, 7, 6, 5, 4, 1])[part].sum()) for part in parts)
     assert sums == [15, 16]
 
@@ -149,8 +149,8 @@ def test_impossible_sizes_are_refused_with_the_numbers():
     with pytest.raises(ValueError, match="seed=-1 must be at least 0"):
         make_sampler(dataset, batch=1, seed=-1)
     with pytest.raises(ValueError, match="have 1 steps"):
-        make_sampler(make_dataset(12)).window(0, 1)
+        make_sampler(make_dataset(12)).step_rows(0, 1)
     with pytest.raises(ValueError, match="2 response lengths but 1 instruction lengths"):
-        WindowSampler(
+        RowCountSampler(
             np.ones(2), np.ones(1), rows_per_micro_batch=1, grad_accum=1, world_size=1, seed=0
         )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cdpvae.data import TokenBudgetSampler
-from cdpvae.data.token_budget import cut_windows, even_ranks
+from cdpvae.data.token_budget import cut_steps, even_ranks
 from support.rows import make_dataset, real_lengths
 
 PROMPTS = 32
@@ -20,7 +20,7 @@ def make_sampler(lengths, budget=4096, accum=12, world=2, seed=0) -> TokenBudget
 
 
 def epoch_of(sampler: TokenBudgetSampler, epoch: int = 0) -> list[tuple[np.ndarray, ...]]:
-    return [sampler.window(epoch, s).micro_batches for s in range(sampler.steps_in(epoch))]
+    return [sampler.step_rows(epoch, s).micro_batches for s in range(sampler.steps_in(epoch))]
 
 
 def check_budget_and_order(sampler: TokenBudgetSampler, epoch: int = 0) -> np.ndarray:
@@ -42,10 +42,10 @@ def check_budget_and_order(sampler: TokenBudgetSampler, epoch: int = 0) -> np.nd
 @pytest.mark.parametrize(
     "name", ["gsm8k_alpaca/gsm_8k_train.json", "gpteacher/codegen-instruct.json"]
 )
-def test_windows_of_real_lengths_are_97_percent_full(name, budget, world):
-    """Every window but the last two of an epoch, which share what is left.
+def test_steps_of_real_lengths_are_97_percent_full(name, budget, world):
+    """Every step but the last two of an epoch, which share what is left.
 
-    The lengths come four times over, for several windows at the largest step.
+    The lengths come four times over, for several steps at the largest size.
     """
     lengths = [np.tile(side, 4) for side in real_lengths(name)]
     sampler = make_sampler(lengths, budget=budget, world=world)
@@ -91,7 +91,7 @@ def test_every_row_has_its_turn_in_an_order_that_the_seed_and_the_epoch_decide()
     for order in orders.values():
         assert len(order) == 100  # 101 rows on 2 ranks
     again = make_sampler(lengths, budget=400, accum=2, seed=0)
-    again.window(1, 0)
+    again.step_rows(1, 0)
     assert check_budget_and_order(again, 0).tolist() == orders[0, 0]
 
 
@@ -101,18 +101,18 @@ def test_every_row_has_its_turn_in_an_order_that_the_seed_and_the_epoch_decide()
         pytest.param([700] * 30, id="one_row_a_bin"),
         pytest.param([1000] * 5 + [10] * 400, id="a_row_as_long_as_the_budget_among_short_ones"),
         pytest.param([501] * 20 + [499] * 21, id="two_rows_a_bin_if_well_chosen"),
-        pytest.param([3] * 7, id="less_than_a_window"),
+        pytest.param([3] * 7, id="less_than_a_step"),
         pytest.param([990, *[300] * 40, *[990] * 3], id="long_rows_at_the_end"),
     ],
 )
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_hard_lengths_stay_below_the_budget(lengths, world):
     costs = np.array(lengths)
-    windows = cut_windows(costs, 1000, 2, world)
-    rows = np.concatenate([start + part.ravel() for start, parts in windows for part in parts])
+    steps = cut_steps(costs, 1000, 2, world)
+    rows = np.concatenate([start + part.ravel() for start, parts in steps for part in parts])
     assert len(np.unique(rows)) == len(rows) and rows.max() < len(costs)
     assert len(costs) - len(rows) < 2 * world
-    for start, parts in windows:
+    for start, parts in steps:
         assert len(parts) == 2
         for part in parts:
             assert len(part) == world and costs[start + part].sum(1).max() <= 1000

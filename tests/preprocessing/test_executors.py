@@ -129,7 +129,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 def test_an_unknown_executor_is_refused():
-    with pytest.raises(ValueError, match="engine='slurm' must be local or ray"):
+    with pytest.raises(ValueError, match="executor='slurm' must be local or ray"):
         make_executor("slurm", None)
 
 
@@ -169,9 +169,9 @@ def test_a_cluster_of_two_nodes_gives_the_single_machines_bytes(tmp_path, wrappe
         return preprocess(config, wrapper, progress=False)
 
     here = run("here", workers=1)
-    there = run("there", engine="ray", shard_records=25)
+    there = run("there", executor="ray", shard_records=25)
     assert files_of(there.path) == files_of(here.path)
-    assert there.manifest["run"]["engine"] == "ray"
+    assert there.manifest["run"]["executor"] == "ray"
     nodes = [node for node in ray_cluster.nodes() if node["Alive"]]
     assert len(nodes) == 2 and make_executor("ray", None).workers == 2
 

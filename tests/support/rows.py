@@ -1,4 +1,4 @@
-"""Rows of token ids in memory, what a window holds, and the lengths of real data."""
+"""Rows of token ids in memory, what a step holds, and the lengths of real data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cdpvae.data import LlamaTokenizerWrapper, Window, WindowSampler
+from cdpvae.data import LlamaTokenizerWrapper, RowCountSampler, StepBatch
 from cdpvae.data.dataset import TokenColumn, _TokenDataset
 from cdpvae.preprocessing.formats.convert import convert
 from cdpvae.preprocessing.readers.source import Source
@@ -28,9 +28,9 @@ def make_dataset(rows: int) -> _TokenDataset:
     return _TokenDataset(*columns, "name", "fingerprint")
 
 
-def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> WindowSampler:
+def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> RowCountSampler:
     """`batch` rows of each rank a micro-batch."""
-    return WindowSampler(
+    return RowCountSampler(
         dataset.response_lengths,
         dataset.instruction_lengths,
         rows_per_micro_batch=batch,
@@ -40,14 +40,14 @@ def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> WindowSampler:
     )
 
 
-def described(window: Window) -> tuple:
-    """Everything in a window, comparable."""
+def described(step_batch: StepBatch) -> tuple:
+    """Everything in a step batch, comparable."""
     batches = [
         (b.sample_index.tolist(), b.instruction.ids.tolist(), b.response.ids.tolist())
-        for b in window.micro_batches
+        for b in step_batch.micro_batches
     ]
-    counts = (window.target_divisor, window.tokens, window.rows, window.row_divisor)
-    return (window.epoch, window.step_in_epoch, counts, batches)
+    counts = (step_batch.target_divisor, step_batch.tokens, step_batch.rows, step_batch.row_divisor)
+    return (step_batch.epoch, step_batch.step_in_epoch, counts, batches)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cdpvae.batch import PackedText, VAEBatch
-from cdpvae.config import ModelConfig
+from cdpvae.config import GaussianConfig, ModelConfig
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 
 # Each shape is here for what differs: grouped keys; head_dim apart from hidden/heads; tied head.
@@ -50,8 +50,8 @@ def make_model(make_llama):
     """(shape, settings) -> a LlamaSoftPromptVAE in fp64 with LoRA that does something."""
 
     def make(shape: str = "grouped", dropout: float = 0.0, **settings) -> LlamaSoftPromptVAE:
+        settings = {"latent": GaussianConfig(latent_dim=6), **settings}
         config = ModelConfig(
-            latent_dim=6,
             vae_hidden_dim=16,
             num_soft_tokens=4,
             pooling_heads=4,

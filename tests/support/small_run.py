@@ -75,7 +75,7 @@ def small_settings(backbone_dir, processed_dir) -> dict:
     return {
         "model": {
             "backbone": str(backbone_dir),
-            "latent_dim": 8,
+            "latent": {"kind": "gaussian", "latent_dim": 8},
             "vae_hidden_dim": 16,
             "num_soft_tokens": 4,
             "pooling_heads": 4,

@@ -90,16 +90,18 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
     losses, steps = [], settings.training.max_steps
     trainer.engine.train()
     while trainer.state.step < steps:
-        for window in trainer.loader.epoch():
-            plan = trainer.planner.plan(trainer.state.step, window.epoch, window.target_divisor)
+        for step_batch in trainer.loader.epoch():
+            plan = trainer.planner.plan(
+                trainer.state.step, step_batch.epoch, step_batch.target_divisor
+            )
             total = 0.0
-            for batch in window.micro_batches:
+            for batch in step_batch.micro_batches:
                 output = trainer.engine(trainer.prepare(batch, plan), plan)
                 trainer.engine.backward(output.loss)
                 trainer.engine.step()
                 total += float(output.loss.detach())
             mean = all_reduce_sum(torch.tensor([total], dtype=torch.float64))
-            losses.append(float(mean) / len(window.micro_batches) / world.world_size)
+            losses.append(float(mean) / len(step_batch.micro_batches) / world.world_size)
             trainer.state.step += 1
             if trainer.state.step == steps:
                 break

@@ -62,11 +62,11 @@ VARIANTS = {
         {},
         {"gradient_checkpointing": True},
     ),
-    "no latent": ({"no_latent": True}, {}, {}),
+    "no latent": ({"latent": {"kind": "none"}}, {}, {}),
     "memory efficient": ({}, {}, {"memory_efficient": True}),
     "elbo scale, categorical, layer 1, queue": (
         {"encoder_layer": 1},
-        {"loss_scale": "elbo", "bow_reduction": "categorical", "queue_size": 16},
+        {"objective": "elbo", "bow_reduction": "categorical", "queue_size": 16},
         {},
     ),
 }
@@ -90,14 +90,14 @@ def test_trains(small_settings, second_backbone, tmp_path, name):
     opened = open_run(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
     batch = opened.rows(None, "validation", 2, 2)[0]
     with torch.no_grad():
-        latent = not opened.settings.model.no_latent
+        latent = opened.settings.model.latent.kind != "none"
         z = opened.model.posterior(batch.instruction).mu if latent else None
     ids = opened.model.generate(z, max_length=5, temperature=0, num_rows=2)
     assert ids.shape[0] == 2 and int(ids.max()) < opened.model.backbone.config.vocab_size
 
 
 def test_no_latent_has_no_latent_parameters(small_settings, tmp_path):
-    settings = merged(small_settings, model={"no_latent": True}, training={"max_steps": 2})
+    settings = merged(small_settings, model={"latent": {"kind": "none"}}, training={"max_steps": 2})
     done = train("python", 1, settings, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     opened = open_run(str(tmp_path / "run" / "checkpoint-2"))

@@ -241,7 +241,7 @@ def _adapter_message(directory: Path) -> str:
 
 def check_fits(llama: LlamaConfig, config: ModelConfig) -> None:
     """Refuse settings that the backbone's dimensions rule out; before any weight is loaded."""
-    if llama.hidden_size % config.pooling_heads and not config.no_latent:
+    if llama.hidden_size % config.pooling_heads and config.latent.kind != "none":
         raise ValueError(
             f"pooling_heads={config.pooling_heads} must divide the backbone's hidden size "
             f"{llama.hidden_size}"

@@ -94,7 +94,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         self.impl = config.kernel_impl
         self.layer_mix = self.pooling = self.encoder = self.projector = None
         self.deep_prefix = self.bow_head = None
-        if config.no_latent:
+        if config.latent.kind == "none":
             return
         hidden = llama.hidden_size
         if config.encoder_layer == "mix":
@@ -102,7 +102,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         self.pooling = AttentionPooling(hidden, config.pooling_heads, config.pooling_dropout)
         self.encoder = VariationalEncoder.of(config, hidden)
         self.projector = SoftPromptProjector(
-            config.latent_dim,
+            config.latent.latent_dim,
             config.vae_hidden_dim,
             hidden,
             config.num_soft_tokens,
@@ -110,7 +110,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         )
         if config.deep_prefix:
             self.deep_prefix = DeepPrefixProjector(
-                config.latent_dim,
+                config.latent.latent_dim,
                 llama.num_hidden_layers,
                 llama.num_key_value_heads,
                 llama.head_dim,
@@ -119,7 +119,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
                 config.prefix_bottleneck_dim,
                 config.prefix_scale_init,
             )
-        self.bow_head = nn.Linear(config.latent_dim, llama.vocab_size)
+        self.bow_head = nn.Linear(config.latent.latent_dim, llama.vocab_size)
 
     @property
     def num_prompts(self) -> int:
@@ -155,8 +155,8 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         z is a sample of q(z|x) in training mode and mu in eval mode.
         Raises ValueError for mismatched shapes, empty rows, or a model without latent.
         """
-        if self.config.no_latent:
-            raise ValueError("a model with no_latent=true has no encoder")
+        if self.config.latent.kind == "none":
+            raise ValueError("a model with latent.kind=none has no encoder")
         posterior = self.posterior(PackedText.from_padded(instruction_ids, attention_mask))
         noise = torch.randn_like(posterior.mu) if self.training else torch.zeros(())
         z = reparameterize(posterior, noise.to(posterior.mu.device))
@@ -222,7 +222,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         `gather` brings together the rows of all ranks for the terms that need them.
         """
         posterior = view = z = None
-        if not self.config.no_latent:
+        if self.config.latent.kind != "none":
             posterior, view = self._posteriors(batch)
             z = self._sample(posterior, batch, plan, seed)
         input_ids = self._drop_words(batch, plan, seed)
@@ -360,19 +360,23 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         self, num_rows: int, *, generator: torch.Generator | None = None, **kwargs
     ) -> tuple[Tensor, Tensor]:
         """z ~ N(0, I) and a text for each -> z (num_rows, Z), ids as in `generate`."""
-        z = torch.randn(num_rows, self.config.latent_dim, generator=generator).to(self.device)
+        latent = self.config.latent
+        if latent.kind == "none":
+            raise ValueError("a model with latent.kind=none has no z to sample")
+        z = torch.randn(num_rows, latent.latent_dim, generator=generator).to(self.device)
         return z, self.generate(z, generator=generator, **kwargs)
 
     def _check_z(self, z: Tensor | None) -> None:
-        if (z is None) != self.config.no_latent:
+        latent = self.config.latent
+        if (z is None) != (latent.kind == "none"):
             raise ValueError(
-                f"no_latent={self.config.no_latent} and z={'None' if z is None else 'a tensor'}: "
+                f"latent.kind={latent.kind} and z={'None' if z is None else 'a tensor'}: "
                 "only a model without latent takes z=None"
             )
-        if z is not None and (z.dim() != 2 or z.shape[1] != self.config.latent_dim):
-            raise ValueError(
-                f"z has shape {tuple(z.shape)}, expected (rows, {self.config.latent_dim})"
-            )
+        if z is None or latent.kind == "none":
+            return
+        if z.dim() != 2 or z.shape[1] != latent.latent_dim:
+            raise ValueError(f"z has shape {tuple(z.shape)}, expected (rows, {latent.latent_dim})")
 
     @contextmanager
     def evaluating(self):

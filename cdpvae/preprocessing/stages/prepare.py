@@ -151,7 +151,7 @@ class PrepareStage:
     def _summaries(self, preparer: ShardPreparer) -> Summaries:
         """Yield the summaries of all shards in order. Raises NothingUsable at an input's end."""
         input_summaries: list[dict[str, Any]] = []
-        executor = make_executor(self.config.engine, self.config.workers)
+        executor = make_executor(self.config.executor, self.config.workers)
         results = executor.map(preparer, self.reader.tasks())
         with tqdm(desc="prepare", unit=" records", disable=self.disable) as bar:
             for summary in results:

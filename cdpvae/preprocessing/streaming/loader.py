@@ -1,7 +1,7 @@
-"""Windows from a stream of records (`data.streaming`): nothing is prepared, nothing is stored.
+"""Step batches from a stream of records (`data.streaming`): nothing is prepared, nothing is stored.
 
-Every rank reads and tokenises all records and keeps its share of the rows, dealt as for data on
-disk: so all ranks know the lengths of a whole window, without communication. Rows are shuffled
+Every rank reads and tokenises all records and keeps its share of the rows, balanced as for data on
+disk: so all ranks know the lengths of a whole step, without communication. Rows are shuffled
 inside blocks of consecutive records, anew in each epoch. The order depends on the seed, the
 settings and the sources alone, and is the same for any number of ranks that share rows per step.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cdpvae.data.balance import deal_window
+from cdpvae.data.balance import balance_step
 from cdpvae.data.collator import VAECollator
-from cdpvae.data.loader import Loader, Window, check_identity
+from cdpvae.data.loader import Loader, StepBatch, check_identity
 from cdpvae.data.sampler import check_sizes, permutation
 from cdpvae.preprocessing.records import StreamedRow
 from cdpvae.preprocessing.streaming.records import BlockStart, RecordStream
@@ -25,7 +25,7 @@ from cdpvae.preprocessing.streaming.records import BlockStart, RecordStream
 
 @dataclass(frozen=True)
 class StreamCursor:
-    """The window after the last one handed out: `taken` rows of the shuffled block are used."""
+    """The step after the last one handed out: `taken` rows of the shuffled block are used."""
 
     epoch: int
     step_in_epoch: int
@@ -34,7 +34,7 @@ class StreamCursor:
 
 
 class StreamLoader(Loader[StreamCursor]):
-    """`WindowLoader` over a `RecordStream`; the last, incomplete window of an epoch is dropped.
+    """`StepLoader` over a `RecordStream`; the last, incomplete step of an epoch is dropped.
 
     A checkpoint holds the position in the sources and the keys of recent rows: a resumed run reads
     one block again. An epoch has an unknown number of steps.
@@ -60,28 +60,28 @@ class StreamLoader(Loader[StreamCursor]):
         super().__init__(StreamCursor(0, 0, BlockStart.of_epoch(len(stream.sources)), 0), prefetch)
         self.stream, self.collator = stream, collator
         self.grad_accum, self.world_size, self.rank = grad_accum, world_size, rank
-        self.window_rows = rows_per_micro_batch * grad_accum * world_size
+        self.rows_per_step = rows_per_micro_batch * grad_accum * world_size
         self.seed = seed
         self._sources = [source.identity() for source in stream.sources]
 
-    def windows_from(
+    def steps_from(
         self, cursor: StreamCursor
-    ) -> Generator[tuple[Window, StreamCursor], None, None]:
+    ) -> Generator[tuple[StepBatch, StreamCursor], None, None]:
         while True:
-            # A window is held back until the next one shows whether the epoch goes on.
+            # A step is held back until the next one shows whether the epoch goes on.
             held: tuple[list[StreamedRow], StreamCursor, StreamCursor] | None = None
             for rows, after in self._epoch_from(cursor):
                 if held is not None:
-                    yield self._window(*held[:2]), held[2]
+                    yield self._step_batch(*held[:2]), held[2]
                 held, cursor = (rows, cursor, after), after
             if held is None:
                 raise ValueError(
                     f"streaming: an epoch {self.stream.describe()}; one optimizer step takes "
-                    f"{self.window_rows} rows"
+                    f"{self.rows_per_step} rows"
                 )
             first = BlockStart.of_epoch(len(self.stream.sources))
             cursor = StreamCursor(cursor.epoch + 1, 0, first, 0)
-            yield self._window(*held[:2]), cursor
+            yield self._step_batch(*held[:2]), cursor
 
     def describe(self) -> str:
         names = ", ".join(source.name for source in self.stream.sources)
@@ -90,7 +90,7 @@ class StreamLoader(Loader[StreamCursor]):
             if self.stream.config.deduplication == "none"
             else f"exact ones among {self.stream.recent_keys} rows removed"
         )
-        return f"{self.window_rows} rows a step, streamed from {names} (duplicates: {duplicates})"
+        return f"{self.rows_per_step} rows a step, streamed from {names} (duplicates: {duplicates})"
 
     def summary(self) -> str:
         return f"streaming {self.stream.describe()}"
@@ -119,7 +119,7 @@ class StreamLoader(Loader[StreamCursor]):
     def _identity(self) -> dict[str, Any]:
         return {
             "seed": self.seed,
-            "rows_per_step": self.window_rows,
+            "rows_per_step": self.rows_per_step,
             "sources": self._sources,
             "max_samples": self.stream.config.max_samples,
             "tokenizer": self.stream.wrapper.fingerprint(),
@@ -128,28 +128,28 @@ class StreamLoader(Loader[StreamCursor]):
         }
 
     def _epoch_from(self, cursor: StreamCursor) -> Iterator[tuple[list[StreamedRow], StreamCursor]]:
-        """The rows of every window left in the epoch, each with the cursor behind it."""
+        """The rows of every step left in the epoch, each with the cursor behind it."""
         waiting: list[StreamedRow] = []
         step, taken = cursor.step_in_epoch, cursor.taken
         for start, rows in self.stream.blocks(cursor.block):
             order = permutation(len(rows), self.seed, cursor.epoch, start.number)
             while taken < len(rows):
-                end = taken + self.window_rows - len(waiting)
+                end = taken + self.rows_per_step - len(waiting)
                 waiting += [rows[i] for i in order[taken:end]]
                 taken = min(end, len(rows))
-                if len(waiting) == self.window_rows:
+                if len(waiting) == self.rows_per_step:
                     step += 1
                     yield waiting, StreamCursor(cursor.epoch, step, start, taken)
                     waiting = []
             taken = 0
 
-    def _window(self, rows: list[StreamedRow], cursor: StreamCursor) -> Window:
-        """This rank's share of the window at `cursor`."""
+    def _step_batch(self, rows: list[StreamedRow], cursor: StreamCursor) -> StepBatch:
+        """This rank's share of the step at `cursor`."""
         instructions = np.array([len(row.instruction_ids) for row in rows])
         responses = np.array([len(row.response_ids) for row in rows])
-        parts = deal_window(instructions + responses, self.grad_accum, self.world_size)
+        parts = balance_step(instructions + responses, self.grad_accum, self.world_size)
         own = [[rows[i] for i in part[self.rank]] for part in parts]
-        return Window(
+        return StepBatch(
             cursor.epoch,
             cursor.step_in_epoch,
             [self.collator([r.columns for r in part], [r.index for r in part]) for part in own],

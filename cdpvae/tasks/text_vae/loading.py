@@ -13,10 +13,10 @@ from cdpvae.data import (
     LlamaTokenizerWrapper,
     Loader,
     PreprocessedDataset,
+    RowCountSampler,
+    StepLoader,
     TokenBudgetSampler,
     VAECollator,
-    WindowLoader,
-    WindowSampler,
     evaluation_batches,
 )
 from cdpvae.models.text_vae import check_vocabulary
@@ -49,10 +49,10 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
 def build_loader(
     settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
 ) -> Loader:
-    """The windows of this rank, as `batching` and `streaming` ask. Raises ValueError."""
+    """Make the loader of this rank that `batching` and `streaming` ask for. Raises ValueError."""
     if settings.data.streaming:
         return _stream_loader(settings, world, tokenizer)
-    training, train = settings.training, splits["train"]
+    model, training, train = settings.model, settings.training, splits["train"]
     lengths = train.response_lengths, train.instruction_lengths
     common = {
         "grad_accum": training.gradient_accumulation_steps,
@@ -63,14 +63,14 @@ def build_loader(
         sampler = TokenBudgetSampler(
             *lengths,
             tokens_per_micro_batch=training.tokens_per_micro_batch,
-            prompt_tokens=0 if settings.model.no_latent else settings.model.num_soft_tokens,
+            prompt_tokens=0 if model.latent.kind == "none" else model.num_soft_tokens,
             **common,
         )
     else:
-        sampler = WindowSampler(
+        sampler = RowCountSampler(
             *lengths, rows_per_micro_batch=training.per_device_batch_size, **common
         )
-    return WindowLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
+    return StepLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
 
 
 def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper) -> Loader:

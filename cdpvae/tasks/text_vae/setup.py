@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
-from cdpvae.config import Settings
+from cdpvae.config import GaussianConfig, Settings
 from cdpvae.data import LlamaTokenizerWrapper
 from cdpvae.data.augmentation import TextAugmenter
 from cdpvae.loss import SoftPromptVAELoss
@@ -33,9 +33,9 @@ def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
     """The loss of a run; its weights are those of the plan, step by step."""
     loss, training = settings.loss, settings.training
     return SoftPromptVAELoss(
-        latent_dim=settings.model.latent_dim,
+        latent_dim=_latent_dim(settings),
         free_bits=loss.free_bits,
-        loss_scale=loss.loss_scale,
+        loss_scale=loss.objective,
         bow_reduction=loss.bow_reduction,
         bow_loss_weight=loss.bow_weight,
         contrastive_weight=loss.contrastive_weight,
@@ -45,6 +45,12 @@ def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
         micro_batches_per_step=training.gradient_accumulation_steps * world_size,
         impl=settings.model.kernel_impl,
     )
+
+
+def _latent_dim(settings: Settings) -> int:
+    """Z; without latent the default, since loss and monitor ask for a size that nothing uses."""
+    latent = settings.model.latent
+    return (GaussianConfig() if latent.kind == "none" else latent).latent_dim
 
 
 def build_trainer(settings: Settings, world: World) -> Trainer:
@@ -90,7 +96,7 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
         engine=engine,
         loader=loader,
         planner=planner,
-        monitor=CollapseMonitor(settings.model.latent_dim, settings.collapse),
+        monitor=CollapseMonitor(_latent_dim(settings), settings.collapse),
         interventions=interventions,
         augmenter=_augmenter(settings, tokenizer),
         checkpoints=checkpoints,

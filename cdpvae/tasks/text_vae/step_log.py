@@ -14,7 +14,7 @@ from torch import Tensor
 from cdpvae.batch import StepPlan, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMetrics
 from cdpvae.config import Settings
-from cdpvae.data import LlamaTokenizerWrapper, Window
+from cdpvae.data import LlamaTokenizerWrapper, StepBatch
 from cdpvae.evaluation.likelihood import likelihood_from_sums, likelihood_sums
 from cdpvae.metrics import ReconstructionMetrics
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
@@ -54,29 +54,29 @@ class Reporter:
             world_size=world.world_size, peak=peak_flops(name), device=device
         )
 
-    def measure(self, window: Window) -> None:
+    def measure(self, step_batch: StepBatch) -> None:
         """Count the work of one step; cheap, called for every step."""
         flops = training_flops(
             self.model.backbone.config,
-            encoder_tokens=window.encoder_tokens,
-            decoder_tokens=window.decoder_tokens + window.rows * self.model.num_prompts,
-            target_tokens=int(window.target_divisor),
+            encoder_tokens=step_batch.encoder_tokens,
+            decoder_tokens=step_batch.decoder_tokens + step_batch.rows * self.model.num_prompts,
+            target_tokens=int(step_batch.target_divisor),
             encoder_layers=self._encoder_layers(),
             recompute=self.settings.training.gradient_checkpointing,
         )
-        self.meter.add(window.encoder_tokens + window.decoder_tokens, flops)
+        self.meter.add(step_batch.encoder_tokens + step_batch.decoder_tokens, flops)
 
     def _encoder_layers(self) -> int:
         layer = self.settings.model.encoder_layer
         depth = self.model.backbone.config.num_hidden_layers
-        if self.settings.model.no_latent:
+        if self.settings.model.latent.kind == "none":
             return 0
         return layer if isinstance(layer, int) else depth
 
     def step(
         self,
         step: int,
-        window: Window,
+        step_batch: StepBatch,
         plan: StepPlan,
         values: dict[str, float],
         kl_per_dim: Tensor,
@@ -86,13 +86,13 @@ class Reporter:
     ) -> None:
         """One console line and all scalars of a logged step."""
         speed = self.meter.report()
-        latent = not self.settings.model.no_latent
+        latent = self.settings.model.latent.kind != "none"
         scalars = {
             "recon_loss": values["recon"],
             "loss": values["total"],
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
-            "epoch": window.epoch,
+            "epoch": step_batch.epoch,
             "word_dropout": plan.word_dropout,
             "recon_nats_per_sequence": values["recon_nats_per_sequence"],
             "tokens_per_second": speed.tokens_per_second,
@@ -100,7 +100,7 @@ class Reporter:
             "peak_memory_gib": speed.peak_memory_bytes / 2**30,
         }
         if latent:
-            scalars |= self._latent_scalars(plan, window, values)
+            scalars |= self._latent_scalars(plan, step_batch, values)
             if plan.with_view:
                 scalars |= {"infonce_loss": values["infonce"], "mi_bound": values["mi_bound"]}
         self.telemetry.scalars(step, scalars, "train/")
@@ -122,10 +122,10 @@ class Reporter:
         )
         self.telemetry.say(line)
 
-    def _latent_scalars(self, plan: StepPlan, window: Window, values: dict) -> dict[str, float]:
-        mean_length = window.target_divisor / window.rows
-        per_token = self.settings.loss.loss_scale == "per_token"
-        weight = mean_length / self.settings.model.latent_dim if per_token else 1.0
+    def _latent_scalars(self, plan: StepPlan, step_batch: StepBatch, values: dict) -> dict[str, float]:
+        mean_length = step_batch.target_divisor / step_batch.rows
+        per_token = self.settings.loss.objective == "per_token"
+        weight = mean_length / self.settings.model.latent.latent_dim if per_token else 1.0
         return {
             "kl_loss": values["kl"],
             "kl_raw": values["kl_raw"],
@@ -170,7 +170,7 @@ class Reporter:
             line += f", kl {result.kl:.2f}, -elbo {result.neg_elbo:.2f}; cost of z " + " ".join(
                 f"{what} {cost:+.2f}" for what, cost in result.costs.items()
             )
-        if not self.settings.model.no_latent:
+        if self.settings.model.latent.kind != "none":
             line += f"; active units {result.active_unit_ratio:.0%}"
         self.telemetry.scalars(step, scalars, "validation/")
         self.telemetry.say(line)
@@ -182,7 +182,7 @@ class Reporter:
         """Greedy answers from z = mu against the references."""
         batch = self.samples.to(self.world.device)
         z = None
-        if not self.settings.model.no_latent:
+        if self.settings.model.latent.kind != "none":
             with torch.no_grad(), self.model.evaluating():
                 z = self.model.posterior(batch.instruction).mu
         ids = self.model.generate(

@@ -7,18 +7,19 @@ import torch
 from torch.nn import functional as F
 
 from cdpvae.batch import PackedText
+from cdpvae.config import NoLatentConfig
 from cdpvae.models.text_vae.generation import choose_token, interpolate
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"deep_prefix": True}, {"no_latent": True}],
+    [{}, {"deep_prefix": True}, {"latent": NoLatentConfig()}],
     ids=["soft prompts", "deep prefix", "no latent"],
 )
 def test_greedy_equals_teacher_forcing(make_model, settings):
     """What the cached steps chose is the argmax of one full pass over the result."""
     model = make_model(**settings)
-    latent = not model.config.no_latent
+    latent = model.config.latent.kind != "none"
     z = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)) if latent else None
     # fp32 latents are what callers have; the model here is fp64.
     ids = model.generate(z, max_length=9, temperature=0, num_rows=3)

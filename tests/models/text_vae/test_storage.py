@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from cdpvae.batch import SpecialTokens
-from cdpvae.config import ModelConfig
+from cdpvae.config import ModelConfig, NoLatentConfig
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE, check_vocabulary
 from support.runs import REPOSITORY
 
@@ -70,7 +70,7 @@ def test_peft_reads_the_adapter(saved, batch):
     with torch.no_grad():
         expected = theirs(ids[None]).logits[0]
         plain = LlamaSoftPromptVAE(
-            model.config.model_copy(update={"no_latent": True, "deep_prefix": False}),
+            model.config.model_copy(update={"latent": NoLatentConfig(), "deep_prefix": False}),
             model.backbone,
         )
         out = plain.decode(None, ids, type(batch.response).from_lists([ids.tolist()]))

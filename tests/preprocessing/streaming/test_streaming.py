@@ -61,30 +61,31 @@ def make_loader(wrapper, sources):
     return make
 
 
-def texts(loader, windows) -> list[str]:
+def texts(loader, step_batches) -> list[str]:
     wrapper = loader.stream.wrapper
     return [
         wrapper.decode(row.tolist())
-        for window in windows
-        for batch in window.micro_batches
+        for step_batch in step_batches
+        for batch in step_batch.micro_batches
         for row in batch.instruction.rows()
     ]
 
 
-def test_an_epoch_has_every_record_once_but_the_incomplete_window(make_loader):
+def test_an_epoch_has_every_record_once_but_the_incomplete_step(make_loader):
     loader = make_loader(world=1, batch=3)
-    windows = list(loader.epoch())
-    assert [w.step_in_epoch for w in windows] == list(range(10)) and loader.position == (1, 0)
-    told = texts(loader, windows)
+    step_batches = list(loader.epoch())
+    assert [s.step_in_epoch for s in step_batches] == list(range(10)) and loader.position == (1, 0)
+    told = texts(loader, step_batches)
     every = [f"Tell me of {n} {i}" for n, c in (("left", 41), ("right", 19)) for i in range(c)]
-    assert sorted(told) == sorted(every)  # 60 rows are 10 windows of 6
+    assert sorted(told) == sorted(every)  # 60 rows are 10 steps of 6
     assert told != every
     assert len(list(make_loader(world=1, batch=4).epoch())) == 7  # and 4 rows left out
 
 
 def test_rows_are_shuffled_inside_blocks_and_sources_take_turns(make_loader):
-    windows = list(make_loader(world=1, batch=4).epoch())  # windows of 8, blocks of 16 records
-    index = [i for w in windows for b in w.micro_batches for i in b.sample_index.tolist()]
+    # Steps of 8 rows, blocks of 16 records.
+    step_batches = list(make_loader(world=1, batch=4).epoch())
+    index = [i for s in step_batches for b in s.micro_batches for i in b.sample_index.tolist()]
     for block in range(3):
         assert sorted(index[16 * block : 16 * block + 16]) == list(
             range(16 * block, 16 * block + 16)
@@ -96,8 +97,10 @@ def test_rows_are_shuffled_inside_blocks_and_sources_take_turns(make_loader):
 
 def test_epochs_and_seeds_have_their_own_order(make_loader):
     def order(seed: int, epoch: int) -> list[int]:
-        windows = itertools.islice(make_loader(world=1, seed=seed), 15 * epoch, 15 * epoch + 15)
-        return [i for w in windows for b in w.micro_batches for i in b.sample_index.tolist()]
+        step_batches = itertools.islice(
+            make_loader(world=1, seed=seed), 15 * epoch, 15 * epoch + 15
+        )
+        return [i for s in step_batches for b in s.micro_batches for i in b.sample_index.tolist()]
 
     orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert all(sorted(one) == list(range(60)) for one in orders)
@@ -105,7 +108,7 @@ def test_epochs_and_seeds_have_their_own_order(make_loader):
     assert order(1, 1) == orders[3]
 
 
-def test_ranks_share_each_window(make_loader):
+def test_ranks_share_each_step(make_loader):
     alone = list(make_loader(world=1, batch=4).epoch())
     shared = [list(make_loader(rank=rank).epoch()) for rank in (0, 1)]
     for whole, *parts in zip(alone, *shared, strict=True):
@@ -119,17 +122,17 @@ def test_ranks_share_each_window(make_loader):
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_a_resumed_stream_continues_bit_for_bit(make_loader, prefetch, tmp_path):
-    """At every window of an epoch, across blocks and into the next epoch; through a file."""
-    whole = [described(w) for w in itertools.islice(make_loader(rank=1), 17)]
-    assert [w[:2] for w in whole][6:8] == [(0, 6), (1, 0)]
+    """At every step of an epoch, across blocks and into the next epoch; through a file."""
+    whole = [described(s) for s in itertools.islice(make_loader(rank=1), 17)]
+    assert [s[:2] for s in whole][6:8] == [(0, 6), (1, 0)]
     for stop in range(1, 10):
         loader = make_loader(rank=1, prefetch=prefetch)
-        before = [described(w) for w in itertools.islice(loader, stop)]
+        before = [described(s) for s in itertools.islice(loader, stop)]
         torch.save(loader.state_dict(), tmp_path / "state.pt")
         loader.close()
         resumed = make_loader(rank=1, prefetch=prefetch)
         resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-        after = [described(w) for w in itertools.islice(resumed, 17 - stop)]
+        after = [described(s) for s in itertools.islice(resumed, 17 - stop)]
         resumed.close()
         assert before + after == whole, stop
 
@@ -153,17 +156,17 @@ def test_duplicates_of_recent_rows_are_dropped_also_after_a_resume(make_loader, 
     path = write_records("twice.jsonl", once + once)
     twice = {"sources": [Source.parse(path)], "world": 1, "batch": 1, "block": 8}
     loader = make_loader(**twice)
-    whole = [described(w) for w in loader.epoch()]
+    whole = [described(s) for s in loader.epoch()]
     assert len(texts(loader, make_loader(**twice).epoch())) == 20
     assert loader.stream.counts.duplicates == {"exact duplicate of a recent row": 20}
-    # A window that ends before the repeats does not see them.
+    # A memory of recent rows that ends before the repeats does not see them.
     assert len(list(make_loader(**twice, recent=19).epoch())) == 20
     assert len(list(make_loader(**twice, deduplication="none").epoch())) == 20
     before = make_loader(**twice)
-    first = [described(w) for w in itertools.islice(before, 9)]
+    first = [described(s) for s in itertools.islice(before, 9)]
     resumed = make_loader(**twice)
     resumed.load_state_dict(before.state_dict())
-    assert first + [described(w) for w in resumed.epoch()] == whole
+    assert first + [described(s) for s in resumed.epoch()] == whole
 
 
 def test_what_is_not_used_is_counted_by_its_reason(make_loader, write_records, tmp_path):
@@ -198,7 +201,7 @@ def test_conversations_give_all_their_exchanges(make_loader, write_records):
 
 def test_max_samples_ends_the_epoch(make_loader):
     loader = make_loader(world=1, max_samples=21)
-    index = [i for w in loader.epoch() for b in w.micro_batches for i in b.sample_index.tolist()]
+    index = [i for s in loader.epoch() for b in s.micro_batches for i in b.sample_index.tolist()]
     assert len(index) == 20 and max(index) <= 20 and loader.position == (1, 0)
 
 
@@ -243,7 +246,7 @@ def test_the_hub_is_asked_again_where_it_stopped(make_loader, monkeypatch):
     monkeypatch.setattr(record_stream_module.time, "sleep", waited.append)
     monkeypatch.setattr(Flaky, "stops", [])
     loader = make_loader(sources=[Flaky("owner/name", None)], world=1)
-    rows = [i for w in loader.epoch() for b in w.micro_batches for i in b.sample_index.tolist()]
+    rows = [i for s in loader.epoch() for b in s.micro_batches for i in b.sample_index.tolist()]
     assert sorted(rows) == list(range(40))
     assert waited == [1] * 10
     # One that never answers is an error in the end.

@@ -111,11 +111,11 @@ class VariationalEncoder(nn.Module):
     def of(cls, config: ModelConfig, input_dim: int) -> VariationalEncoder:
         return cls(
             input_dim,
-            config.latent_dim,
+            config.latent.latent_dim,
             config.vae_hidden_dim,
             config.encoder_dropout,
-            config.logvar_init_bias,
-            config.logvar_clamp,
+            config.latent.logvar_init_bias,
+            config.latent.logvar_clamp,
         )
 
     def forward(self, pooled_BD: Tensor) -> Posterior:
