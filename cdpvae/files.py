@@ -31,6 +31,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
     Raises OSError; on a full disk its message says what to do.
     """
+    # The process id keeps two workers apart that write the same file.
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
@@ -40,6 +41,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         os.replace(temporary, path)
         flush(path.parent)
     except OSError as error:
+        # What was written so far takes up room that others need.
         with contextlib.suppress(OSError):
             temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -62,6 +64,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> None:
     """Put an Arrow file at `path`, by `write_bytes`; with `batch_rows` a stream for `datasets`."""
+    # Write to memory first, so that the file can be written in one go.
     sink = pa.BufferOutputStream()
     open_writer = pa.ipc.new_stream if batch_rows else pa.ipc.new_file
     with open_writer(sink, table.schema) as writer:
@@ -112,6 +115,7 @@ def locked(directory: Path) -> Iterator[None]:
     The lock ends with the process, however that ends.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    # The directory itself is locked: a lock file would have to be cleaned up.
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -130,6 +134,7 @@ def publish(finished: Path, final: Path) -> None:
 
     Until the rename nothing stands at `final` that was not there before.
     """
+    # Hash what is there, and bring it to the disk with the entries of its directories.
     paths = sorted(p for p in finished.rglob("*") if p.is_file() and p.name != MANIFEST)
     manifest = {
         str(path.relative_to(finished)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -137,6 +142,7 @@ def publish(finished: Path, final: Path) -> None:
     }
     for path in [*paths, *{path.parent for path in paths}]:
         flush(path)
+    # The manifest comes last: without it a directory is not complete.
     write_json(finished / MANIFEST, manifest)
     replace_directory(final, finished)
 

@@ -51,6 +51,7 @@ def edited(pairs: list[tuple[str, str]], draw: random.Random) -> Iterator[tuple[
     Of a hundred copies 5 are exact, 15 differ in one word, and 80 have a third of their words from
     other records, which leaves few common shingles.
     """
+    # Words of other records, to replace words with.
     words = [word for pair in draw.sample(pairs, min(len(pairs), 2000)) for word in pair[1].split()]
 
     def change(text: str, share: float) -> str:
@@ -90,7 +91,7 @@ def write_corpus(shared: Path, work: Path, records: int, seed: int) -> Path:
 
 
 def tokenizer_directory(shared: Path, work: Path) -> Path:
-    """Copy the real tokenizer to where a library finds it by its usual name; return the directory."""
+    """Copy the real tokenizer to a file with the usual name; return its directory."""
     path = work / "tokenizer"
     path.mkdir(parents=True, exist_ok=True)
     shutil.copy(shared / "tok_mistral_v1/tokenizer.model.v1", path / "tokenizer.model")

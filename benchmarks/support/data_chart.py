@@ -48,9 +48,10 @@ def draw(path: Path) -> None:
     rate_axes.barh(list(shown)[::-1], list(shown.values())[::-1], color="#1f6f8b")
     rate_axes.set(xscale="log", title="one process, records/s")
     # Labels.
-    time_axes.set(xlabel="records", title="seconds", xscale="log", yscale="log")
+    time_axes.set(xlabel="records", title="seconds")
     memory_axes.set(xlabel="records", title="peak memory of all processes, MiB", ylim=0)
     if records:
+        time_axes.set(xscale="log", yscale="log")
         time_axes.legend(frameon=False, fontsize=8)
     for axes in (time_axes, memory_axes, rate_axes):
         axes.spines[["top", "right"]].set_visible(False)

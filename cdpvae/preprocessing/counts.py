@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 
+# Bins of a histogram up to the highest length allowed.
 BINS = 32
 
 
@@ -29,6 +30,7 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add all numbers of another part."""
+        # Numbers are added, tallies merged key by key.
         for name, value in asdict(other).items():
             if isinstance(value, dict):
                 merge(getattr(self, name), value)
@@ -66,6 +68,7 @@ class Histogram:
     """
 
     def __init__(self, highest: int) -> None:
+        # Rounded up, so that `highest` falls into the last of the BINS bins.
         self.width = -(-highest // BINS)
         self.numbers = [0] * (BINS + 1)
 

@@ -23,6 +23,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
+# Maps a task to its result; both are sent between processes.
 Function = Callable[[Any], Any]
 
 
@@ -52,6 +53,7 @@ def make_executor(name: str, workers: int | None) -> Executor:
     workers: tasks at a time; None for all cores of the machine or the cluster.
     Raises ValueError for another name, and for `ray` when Ray is not installed.
     """
+    # Ray is looked for only when it is asked for, as it is an optional dependency.
     if name == "local":
         return LocalExecutor(workers or available_cores())
     if name != "ray":
@@ -83,6 +85,7 @@ class LocalExecutor:
             for task in itertools.chain(first, tasks):
                 yield task.result if isinstance(task, Ready) else function(task)
             return
+        # There is enough to do for several processes.
         yield from self._map_in_pool(function, itertools.chain(first, tasks))
 
     def _map_in_pool(self, function: Function, tasks: Iterable[Any]) -> Iterator[Any]:
@@ -121,6 +124,7 @@ class RayExecutor:
     def __init__(self, workers: int | None = None) -> None:
         import ray
 
+        # Join a running cluster; only where there is none, start a local one.
         if not ray.is_initialized():
             try:
                 ray.init(address="auto", log_to_driver=False)
@@ -177,11 +181,13 @@ def _in_order(
     result: waits for the result of a future.
     max_pending: how many tasks may be under way.
     """
+    # Results leave the queue in order, whichever is finished first.
     pending: deque[Any] = deque()
     for task in tasks:
         pending.append(task if isinstance(task, Ready) else submit(task))
         while pending and (len(pending) >= max_pending or isinstance(pending[0], Ready)):
             yield _result_of(pending.popleft(), result)
+    # Wait for the tasks that are still under way.
     while pending:
         yield _result_of(pending.popleft(), result)
 

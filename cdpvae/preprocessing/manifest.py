@@ -38,6 +38,7 @@ def content_of(
     config: DataConfig, sources: list[Source], wrapper: LlamaTokenizerWrapper
 ) -> dict[str, Any]:
     """Return all that the rows depend on. Raises ValueError for a missing model or file."""
+    # Evaluation files count by their content, as inputs do.
     evaluation = [Source.parse(text) for text in config.decontaminate]
     return {
         "schema": SCHEMA,
@@ -82,6 +83,7 @@ def reusable_manifest(
     """
     if not is_processed(path) or overwrite:
         return None
+    # Data made from something else is neither reused nor replaced without being asked for.
     existing = read_manifest(path)
     changed = differences(existing, content)
     if changed:
@@ -94,6 +96,7 @@ def reusable_manifest(
 
 def differences(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
     """Return the names of what differs, each setting by its own. Tokenizers may differ in name."""
+    # A setting that one of the versions lacks counts as None.
     old, new = existing["settings"], content["settings"]
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     changed += [
@@ -101,6 +104,7 @@ def differences(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
         for name in ("inputs", "decontaminate", "language_model")
         if existing[name] != content[name]
     ]
+    # Two names of one tokenizer make no difference.
     if existing["tokenizer"]["fingerprint"] != content["tokenizer"]["fingerprint"]:
         changed.append("tokenizer")
     return changed

@@ -40,6 +40,7 @@ from cdpvae.preprocessing.work_directory import open_work, remove_finished_work,
 
 # The stages that leave a STAGE_FILE; the third one ends with the result.
 STAGES = ("prepare", "deduplicate")
+# How the split was made, as the manifest and the report say it.
 SPLIT_BY_HASH = "by hash of the first instruction of each group"
 SPLIT_DECLARED = "declared by the records"
 
@@ -171,6 +172,7 @@ class _Run:
         directory.mkdir(exist_ok=True)
         clock = time.monotonic()
         decisions = deduplicator(candidates, len(candidates))
+        # The stage file comes last: it says that the decisions are complete.
         files.write_table(directory / "decisions.arrow", decisions.to_table())
         seconds = round(time.monotonic() - clock, 3)
         files.write_json(directory / STAGE_FILE, {"counts": decisions.counts(), "seconds": seconds})
@@ -204,6 +206,7 @@ class _Run:
 
     def _nothing_kept(self, candidates: Candidates, problems: dict[str, str]) -> str:
         """Return the error message that says why there is no result."""
+        # Either nothing could be read, or the filters dropped everything.
         total = Counts()
         for summary in candidates.summaries:
             total.add(Counts(**summary["counts"]))

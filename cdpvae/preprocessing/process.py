@@ -18,6 +18,7 @@ from cdpvae.preprocessing.filters.language import detect_language
 from cdpvae.preprocessing.formats.convert import convert
 from cdpvae.preprocessing.records import Filter, RawRecord, Record, compared_text, excerpt
 
+# How many keys of an unknown format an error message shows.
 MAX_KEYS = 20
 SIDES = ("instruction", "response")
 # A text with this many characters per allowed token cannot fit: tokens have about 4 characters,
@@ -112,14 +113,17 @@ class RecordProcessor:
 
     def _convert(self, record_number: int, raw: RawRecord) -> Iterator[Record]:
         """Yield the records of a raw record, without tokens; nothing when it does not convert."""
+        # The keys are shown when nothing of an input converts.
         self.counts.read += 1
         if isinstance(raw.value, Mapping) and len(self.keys) < MAX_KEYS:
             self.keys.update(dict.fromkeys(excerpt(key) for key in raw.value))
+        # A record that cannot be read, or has no known format, is counted by its reason.
         converted = raw.problem or convert(raw.value, self.config.format, self.config.turns)
         if isinstance(converted, str):
             count(self.counts.not_converted, converted)
             self._keep_example("not converted", converted, record_number, raw)
             return
+        # A conversation gives several examples, each of which is a record from here on.
         self.counts.converted += 1
         for example in converted:
             self.counts.pairs += 1
@@ -136,6 +140,7 @@ class RecordProcessor:
 
     def _text_reason(self, record: Record) -> str | None:
         """Return why the text alone rules a record out, or None."""
+        # A text that is much too long must reach neither the filters nor the tokenizer.
         for side in SIDES:
             highest = getattr(self.config, f"max_{side}_tokens")
             if len(getattr(record, side)) > highest * CHARACTERS_PER_TOKEN:

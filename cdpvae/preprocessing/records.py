@@ -99,7 +99,8 @@ class StreamedRow:
         return {"instruction_ids": self.instruction_ids, "response_ids": self.response_ids}
 
 
-# Returns None to keep a record, or a short reason, constant under given settings, to drop it.
+# Returns None to keep a record. To drop it, a filter returns a short reason that is constant under
+# given settings.
 Filter = Callable[[Record], str | None]
 
 
@@ -113,6 +114,7 @@ def excerpt(content: Any) -> str:
 
     At most EXCERPT_CHARACTERS of the content, in which whatever cannot be printed is escaped.
     """
+    # Of bytes only the beginning is decoded: they may be a line of 64 MiB.
     if isinstance(content, bytes):
         text = content[:EXCERPT_CHARACTERS].decode("utf-8", "backslashreplace")
     elif isinstance(content, str):

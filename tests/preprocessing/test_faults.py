@@ -231,7 +231,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_costs_itself_and_is_told(process, tmp_path, name):
+def test_a_bad_line_costs_itself_and_is_counted(process, tmp_path, name):
     bad, reason = BAD_LINES[name]
     path = tmp_path / "a.jsonl"
     good = [line(number) for number in range(GOOD)]

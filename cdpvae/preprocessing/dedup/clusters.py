@@ -98,6 +98,7 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keys: (n,). Returns (u,) the first record of each distinct key, in key order, and (n,) the
     number of each record's key.
     """
+    # Sort the 16 bytes as two integers; equal keys then stand together.
     halves = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)
     order = np.lexsort([halves[:, 1], halves[:, 0]])
     new = np.ones(len(order), bool)
@@ -212,6 +213,7 @@ def _shared_slots(
     left_sizes (m,): their numbers on the left.
     right_sizes (m,): their numbers on the right.
     """
+    # Mark the slots of each left side, then look up those of its right side.
     table = np.zeros((len(left), SLOTS), bool)
     pairs = np.arange(len(left))
     table[np.repeat(pairs, left_sizes), np.concatenate(left)] = True

@@ -58,6 +58,7 @@ def least_agreement(num_permutations: int, similarity: float) -> int:
 
     The number is binomial with `num_permutations` trials.
     """
+    # Sum up the distribution until less than that is left out.
     total = 0.0
     for agreeing in range(num_permutations + 1):
         total += _binomial(num_permutations, agreeing, similarity)

@@ -72,6 +72,7 @@ class Signer:
 
     def signatures(self, texts: Sequence[str]) -> np.ndarray:
         """Return the signatures of n texts, (n, P) uint32."""
+        # Words are hashed once for all texts of the call.
         signatures = np.empty((len(texts), self.num_permutations), np.uint32)
         hash_of = _WordHashes()
         at = 0
@@ -127,6 +128,7 @@ class Signer:
 
     def _permute(self, hashes: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n, P) with the smallest image of each text's hashes."""
+        # One permutation at a time keeps the images in the cache of a core.
         mixed = _murmur_finalizer(hashes)
         images = np.empty_like(mixed)
         smallest = np.empty((self.num_permutations, len(starts)), np.uint32)

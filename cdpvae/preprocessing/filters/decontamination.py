@@ -32,6 +32,7 @@ class EvaluationTexts:
 
     def __init__(self, texts: Iterable[str], similarity: float, shingle_words: int) -> None:
         self.similarity, self.shingle_words = similarity, shingle_words
+        # The index says which texts hold a shingle.
         self._sets = list(dict.fromkeys(shingles(text, shingle_words) for text in texts))
         self._holders: dict[str, list[int]] = {}
         for number, elements in enumerate(self._sets):
@@ -92,12 +93,14 @@ def _texts_of(name: str, least_words: int) -> Iterator[str]:
     """
     count = 0
     for count, raw in enumerate(Source.parse(name).records(), start=1):
+        # A record that is a pair gives its instruction, and both sides together.
         converted = raw.problem or convert(raw.value, "auto", "all")
         if not isinstance(converted, str):
             for example in converted:
                 yield example.instruction
                 yield compared_text(example.instruction, example.response)
             continue
+        # Any other record gives the texts in it.
         texts = [] if raw.problem else _strings(raw.value, least_words)
         if not texts:
             raise ValueError(f"decontaminate={name}: record {count}: {converted}; repair the file")
@@ -108,6 +111,7 @@ def _texts_of(name: str, least_words: int) -> Iterator[str]:
 
 def _strings(value: Any, least_words: int) -> list[str]:
     """Return the texts in a record, however nested, that have at least `least_words` words."""
+    # Not recursive, as records may be nested deeply.
     found, waiting = [], [value]
     while waiting:
         item = waiting.pop()

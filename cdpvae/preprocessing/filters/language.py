@@ -56,6 +56,7 @@ class LanguageFilter:
 
     def __call__(self, record: Record) -> str | None:
         """Return None, or that the record is not in `languages`."""
+        # Judge each side by itself; only when both are undecided, both together.
         sides = record.instruction, record.response
         verdicts = {self.verdict(side) for side in sides}
         if verdicts == {"nothing"} or "allowed" in verdicts and "other" not in verdicts:
@@ -69,6 +70,7 @@ class LanguageFilter:
         prose = without_code(text)
         if letters(prose) < MIN_LETTERS:
             return "nothing"
+        # Compare the allowed languages with the strongest of all others.
         allowed, other = 0.0, 0.0
         for language, probability in predict(prose, self.model, TOP + len(self.languages)):
             if language in self.languages:
@@ -107,6 +109,7 @@ def predict(text: str, model: str | None, count: int) -> list[tuple[str, float]]
 
 def model_path(model: str | None) -> Path:
     """Find the model's file. Raises ValueError when it is missing."""
+    # A model of one's own comes first.
     if model is not None:
         path = Path(model)
         if not path.is_file():

@@ -51,10 +51,12 @@ class QualityFilter:
         return None
 
     def _reason(self, text: str) -> str | None:
+        # Damage counts in texts of any length.
         if control_share(text) > self.max_control_share:
             return "control characters"
         if has_character_run(text, self.max_repeated_character_run + 1):
             return "repeated characters"
+        # Shares need some characters to mean anything.
         if len(text) < MIN_CHARACTERS:
             return None
         if repeated_word_share(text) > self.max_repeated_word_share:
@@ -97,6 +99,7 @@ def _looping(words: list[str | int], length: int) -> int:
 
 def special_share(text: str) -> float:
     """Return the share of characters that are no letter, mark, digit or white space."""
+    # Marks are not matched by \w, and are no special characters.
     found = _SPECIAL.findall(text)
     if not text.isascii():
         found = [char for char in found if not unicodedata.category(char).startswith("M")]

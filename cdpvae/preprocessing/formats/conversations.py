@@ -23,6 +23,7 @@ from typing import Any
 
 from cdpvae.data.example import Example
 
+# Names of roles in data sets of different origin, compared in lower case.
 USER_ROLES = frozenset({"human", "user", "prompter"})
 ASSISTANT_ROLES = frozenset(
     {"gpt", "assistant", "model", "chatgpt", "bot", "ai", "bard", "bing", "claude"}
@@ -58,6 +59,7 @@ def exchanges(value: Any, turns: str, answer: Any = None) -> list[Example] | Rea
 
     answer: what replies to a user turn at the end: text, a turn, or a list of turns.
     """
+    # Bring the turns into one form, each side's neighbours merged.
     rows = _rows(value)
     if rows is None:
         return NOT_ALL_OBJECTS
@@ -65,6 +67,7 @@ def exchanges(value: Any, turns: str, answer: Any = None) -> list[Example] | Rea
     user_turns = [at for at, (side, _) in enumerate(merged) if side == "user"]
     if turns == "first":
         user_turns = user_turns[:1]
+    # Each user turn begins an exchange, or has a reason why not.
     examples: list[Example] = []
     reasons: list[Reason] = []
     for at in user_turns:
@@ -134,6 +137,7 @@ def _text_fault(name: str, text: str | None) -> Reason | None:
 def _rows(value: Any) -> list[Mapping[str, Any]] | None:
     """Return the turns as rows, also those given as columns. None when not all are objects."""
     if isinstance(value, Mapping):
+        # Columns of equal length are read as rows.
         columns = list(value.values())
         if not columns or not all(isinstance(column, list) for column in columns):
             return None
@@ -156,6 +160,7 @@ def _merge_sides(turns: list[Mapping[str, Any]]) -> list[tuple[str, str | None]]
         if side == "system":
             continue
         text = _content(turn)
+        # Tool turns stay apart: each of them answers a call of its own.
         if merged and merged[-1][0] == side and side in ("user", "assistant"):
             text = _joined(merged.pop()[1], text)
         merged.append((side, text))
@@ -170,6 +175,7 @@ def _joined(before: str | None, after: str | None) -> str | None:
 
 def _exchange(merged: list[tuple[str, str | None]], at: int, answer: Any) -> Example | Reason:
     """Return the exchange that the user turn at `at` begins, or why it begins none."""
+    # The last turn of a conversation can be answered from outside.
     instruction = merged[at][1]
     if at + 1 == len(merged):
         return ENDS_ON_USER if answer is None else make_example(instruction, answer_text(answer))
@@ -181,6 +187,7 @@ def _exchange(merged: list[tuple[str, str | None]], at: int, answer: Any) -> Exa
 
 def _side(turn: Mapping[str, Any]) -> str:
     """Return who speaks in a turn: user, assistant, system, tool, or other."""
+    # Roles are compared in lower case; a role that is not text is unknown.
     value = _role_value(turn)
     role = value.strip().lower() if isinstance(value, str) else ""
     if role in USER_ROLES:

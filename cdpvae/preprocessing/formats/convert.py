@@ -33,10 +33,12 @@ from cdpvae.preprocessing.formats.conversations import (
     text_of,
 )
 
+# Names of the same thing in data sets of different origin; the first with a value counts.
 CONVERSATION_KEYS = ("conversations", "conversation")
 INSTRUCTION_KEYS = ("instruction", "question", "prompt", "query")
 INPUT_KEYS = ("input", "context")
 ANSWER_KEYS = ("output", "response", "answer", "completion", "chosen")
+# A task and its program, as pairs: `text` alone is no task.
 PROBLEM_KEYS = (
     ("problem", "solution"),
     ("problem", "answer"),
@@ -108,6 +110,7 @@ def from_alpaca(record: Mapping[str, Any], turns: str) -> Converted:
 def from_magicoder(record: Mapping[str, Any], turns: str) -> Converted:
     """Convert `problem, solution` or the other names of a task and its program."""
     fields = _fields(record)
+    # A pair with both texts goes before a pair that is only there.
     pair = _pair(fields, _filled) or _pair(fields, _present)
     if pair is None:
         return f"no pair of keys {_either(tuple('/'.join(pair) for pair in PROBLEM_KEYS))}"
@@ -160,6 +163,7 @@ def convert(record: object, format: str = "auto", turns: str = "first") -> Conve
         record = {"text": record}
     if not isinstance(record, Mapping):
         return "record is not an object"
+    # A named format is taken as it is, so that its reasons are those of this format.
     name = detect(record) if format == "auto" else format
     return "unknown format" if name is None else CONVERTERS[name](record, turns)
 
@@ -170,6 +174,7 @@ def _detect(fields: Fields, has: Callable[[Any], bool]) -> str | None:
     def any_of(keys: tuple[str, ...]) -> bool:
         return any(has(fields.get(key)) for key in keys)
 
+    # The order decides for a record with the keys of several formats.
     if any_of(CONVERSATION_KEYS):
         return "sharegpt"
     asked = any_of(INSTRUCTION_KEYS)
@@ -200,6 +205,7 @@ def _instances(fields: Fields, instances: list[Any], turns: str) -> Converted:
     """Convert a task of self-instruct: one instruction, several inputs with their outputs."""
     examples: list[Example] = []
     reasons: list[Reason] = []
+    # An instance may have an instruction of its own, which replaces that of the task.
     for instance in instances:
         if not isinstance(instance, Mapping):
             reasons.append("an instance is not an object")

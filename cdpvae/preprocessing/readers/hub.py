@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cdpvae.preprocessing.records import RawRecord
 
+# Other splits of a data set are for evaluation.
 SPLIT = "train"
 
 

@@ -35,6 +35,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     The file must begin with `[`. A file that breaks off, or has more after the array, ends with one
     problem that says so.
     """
+    # Without damage, an array that is still open at the end has not been closed.
     splitter = _Splitter()
     problem, detail = NOT_CLOSED, ""
     with open_file(path) as file:
@@ -66,6 +67,7 @@ class _Splitter:
     def feed(self, chunk: bytes) -> Iterator[RawRecord]:
         """Yield the elements that end in this chunk, and keep the rest of it."""
         at = 0
+        # Before the array only white space and a byte order mark can stand.
         if self.depth == 0 and not self.closed:
             at = chunk.find(b"[") + 1
             if not at:

@@ -26,9 +26,11 @@ def parse_json(raw: RawRecord) -> RawRecord:
     """Parse the bytes of a JSON value to the record, or to the problem with it."""
     if raw.problem:
         return raw
+    # What is no text cannot be JSON.
     text = decode(raw)
     if isinstance(text, RawRecord):
         return text
+    # Each way to fail is a problem with its own name.
     problem, detail = None, ""
     try:
         value = _DECODER.decode(text)
@@ -57,6 +59,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
+    # Name the first key that comes twice.
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:

@@ -42,6 +42,7 @@ def read_lines(path: Path) -> Iterator[RawRecord]:
             try:
                 line = _next_line(file, lines_read + 1)
             except DAMAGE as error:
+                # Nothing has been read: the whole input is unreadable.
                 if lines_read == 0:
                     raise
                 yield RawRecord(line=lines_read + 1, problem=DAMAGED, detail=str(error))
@@ -69,6 +70,7 @@ def parse_text(line: RawRecord) -> RawRecord:
 
 def decode(raw: RawRecord) -> str | RawRecord:
     """Decode bytes to text, or return the problem: not UTF-8, or a NUL byte, which no text has."""
+    # UTF-16, and zeros that a crash leaves, show as NUL bytes.
     if b"\0" in raw.value:
         return RawRecord(line=raw.line, problem=NUL_BYTES, detail=excerpt(raw.value))
     try:
@@ -85,6 +87,7 @@ def first_line(path: Path) -> bytes:
     """
     try:
         with open_file(path) as file:
+            # White space before the first record may fill whole chunks.
             head = b""
             while not head and (chunk := file.read1(CHUNK)):
                 head = chunk.removeprefix(BOM).lstrip()

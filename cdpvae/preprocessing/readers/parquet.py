@@ -33,6 +33,7 @@ def read_parquet(path: Path, start: int = 0) -> Iterator[RawRecord]:
         )
     except (pa.ArrowException, OSError) as error:
         raise Unreadable(f"is no whole Parquet file: {error}") from None
+    # Row groups that lie before `start` are skipped without being read.
     with file:
         first = 0
         for group in range(file.num_row_groups):
@@ -57,6 +58,7 @@ def _read_group(file: pq.ParquetFile, group: int, rows: int, start: int) -> Iter
             yield from _batch_records(batch.slice(skip))
             done += batch.num_rows
     except (pa.ArrowException, OSError) as error:
+        # Every row that is lost has its problem, so that later rows keep their numbers.
         for _ in range(max(done, start), rows):
             yield RawRecord(problem=DAMAGED_GROUP, detail=str(error))
 

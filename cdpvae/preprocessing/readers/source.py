@@ -27,6 +27,7 @@ from cdpvae.preprocessing.readers.problems import Unreadable
 from cdpvae.preprocessing.readers.tables import read_csv, read_tsv
 from cdpvae.preprocessing.records import RawRecord
 
+# The hub data sets of the description's three phases.
 PHASES: dict[int, tuple[str, ...]] = {
     1: ("mlabonne/FineTome-100k",),
     2: ("teknium/OpenHermes-2.5", "WizardLMTeam/WizardLM_evol_instruct_V2_196k"),
@@ -49,6 +50,7 @@ class Source:
 
         Raises ValueError for anything else.
         """
+        # A file that exists counts before a hub id of the same spelling.
         path = Path(text)
         try:
             exists, is_directory = path.exists(), path.is_dir()
@@ -59,6 +61,7 @@ class Source:
         if exists:
             _kind(path)
             return cls(path.name, path)
+        # A path with a known ending is a file that is missing, not a data set of the hub.
         suffixes = {suffix.lower() for suffix in path.suffixes}
         if _HUB_ID.fullmatch(text) and not suffixes & {*EXTENSIONS, ".gz"}:
             return cls(text, None)
@@ -80,6 +83,7 @@ class Source:
         Records before `start` are found but not parsed; those of Parquet and the hub are not read.
         Raises ValueError when nothing of the input can be read, or when the hub stops answering.
         """
+        # The hub has errors of its own; those of a file are completed with its name.
         if self.path is None:
             yield from read_hub(self.name, start)
             return
@@ -109,6 +113,7 @@ def _kind(path: Path) -> str:
 
 def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
     """Read a local file from record `start` on with the reader for its extension."""
+    # Binary and tabular files have readers of their own.
     kind = _kind(path)
     if kind == ".parquet":
         return read_parquet(path, start)
@@ -116,6 +121,7 @@ def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
         return itertools.islice(read_csv(path), start, None)
     if kind == ".tsv":
         return itertools.islice(read_tsv(path, _names_a_format), start, None)
+    # Lines and arrays are cut first and parsed after the records before `start` are skipped.
     if kind == ".txt":
         return map(parse_text, itertools.islice(filled_lines(path), start, None))
     found = read_array(path) if kind == ".json" and _is_array(path) else filled_lines(path)
@@ -132,6 +138,7 @@ def _is_array(path: Path) -> bool:
 
     Raises Unreadable for JSON that is no sequence of records.
     """
+    # One object a line is often called .json as well.
     line = first_line(path)
     if line[:1] in (b"[", b""):
         return line[:1] == b"["

@@ -88,6 +88,7 @@ class _Rows:
         self._reader = csv.reader(self._supply, delimiter=delimiter, strict=True)
 
     def __iter__(self) -> Iterator[RawRecord]:
+        # Blank lines between rows are no rows; inside a quoted field they belong to it.
         while (line := self._supply.peek()) is not None:
             if line.problem:
                 yield self._supply.pop()
@@ -161,6 +162,7 @@ class _Supply:
         return self
 
     def __next__(self) -> str:
+        # Each check ends a row that a stray quote would let grow without end.
         line = self.peek()
         if line is None:
             raise StopIteration
@@ -194,6 +196,7 @@ def _text(line: bytes) -> str:
 
 def _checked(line: RawRecord, cells: list[str]) -> RawRecord:
     """Return the row, or the problem with its characters. line: the first line of the row."""
+    # What the csv module lets pass must be text that can be stored.
     text = "".join(cells)
     problem = NUL_BYTES if "\0" in text else None
     try:

@@ -24,6 +24,7 @@ HEIGHT, BAR, LEFT = 150, 15, 46
 
 def html_report(report: dict[str, Any]) -> str:
     """Return the page. report: the content of `report.json`."""
+    # Sections without content are left out.
     counts = report["counts"]
     sections = [
         _problems(report["problems"]),
@@ -34,6 +35,7 @@ def html_report(report: dict[str, Any]) -> str:
         _section("What was dropped, and why", _reasons(counts, report["examples"])),
         _section("Inputs and settings", _origin(report)),
     ]
+    # The policy allows the page its own style and nothing else.
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta http-equiv="Content-Security-Policy" '
@@ -104,11 +106,13 @@ def _funnel(counts: dict[str, Any]) -> str:
 
 def _sources(sources: dict[str, Any], total: dict[str, Any]) -> str:
     """Return a table with a row for each input, and their total where there are several."""
+    # A single input needs no line with the total.
     rows = [*sources.items()]
     if len(rows) > 1:
         rows.append(("total", total))
     categories = "".join(f"<th>{heading}" for _, heading, _ in CATEGORIES[1:])
     head = f"<tr><th>input<th>read<th>converted{categories}<th>kept<th>train<th>validation<th>"
+    # Numbers of each input, and a bar that shows their shares.
     body = []
     for name, counts in rows:
         numbers = [counts["read"], counts["converted"]]
@@ -194,6 +198,7 @@ def _histogram(side: str, width: int, before: list[int], kept: list[int]) -> str
 def _languages(languages: dict[str, int]) -> str:
     """Return a bar for each of the most frequent languages; `languages` is in falling order."""
     rows = [*languages.items()][:LANGUAGES_SHOWN]
+    # Rare languages share one bar.
     rest = sum(languages.values()) - sum(number for _, number in rows)
     if rest:
         rows.append((f"{len(languages) - len(rows)} others", rest))
@@ -202,6 +207,7 @@ def _languages(languages: dict[str, int]) -> str:
 
 def _bars(rows: list[tuple[str, int]], whole: int) -> str:
     """Return a bar for each name with its number and its share of `whole`."""
+    # The longest bar fills the width.
     widest = max((number for _, number in rows), default=1) or 1
     return (
         "<div class=funnel>"
@@ -219,6 +225,7 @@ def _reasons(counts: dict[str, Any], examples: dict[str, Any]) -> str:
     """Return every reason with its number and, folded away, its example."""
     parts = []
     for key, heading, colour in CATEGORIES:
+        # Raw records that do not convert are a share of what was read, all others of the pairs.
         whole = counts["read"] if key == "not_converted" else counts["pairs"]
         for reason, number in counts[key].items():
             parts.append(

@@ -42,11 +42,13 @@ def terminal_report(processed: Processed) -> str:
 
 def _table(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:
     """Return a table with a line for each name and its counts, the columns aligned."""
+    # Reasons are summed up to one number a category.
     lines: list[list[str]] = [["source", *COLUMNS]]
     for name, counts in rows:
         sums = {category: sum(counts[category].values()) for category in CATEGORIES}
         cells = {**counts, **sums}
         lines.append([name, *(f"{cells[column]:,}" for column in COLUMNS)])
+    # Names stand on the left of their column, numbers on the right.
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])

@@ -60,6 +60,7 @@ def count_sources(
             part.kept += number
             setattr(part, split, getattr(part, split) + number)
 
+    # Inputs of the same name share a row of the report.
     totals: dict[str, Counts] = {}
     for name, part in zip(names, parts, strict=True):
         totals.setdefault(name, Counts()).add(part)

@@ -41,6 +41,7 @@ class Candidates:
                 f"{path} is missing, which a worker has written: processed_dir must be on a file "
                 "system that all nodes of the cluster share"
             )
+        # Only the columns that are asked for are read from the disk.
         self._tables.append(map_table(path))
         self._starts.append(self._starts[-1] + summary["candidates"])
         self.shards.append((directory, summary))
@@ -101,6 +102,7 @@ class Candidates:
 
     def record_ids(self) -> np.ndarray:
         """Return the number of each candidate's raw record over all inputs, from 0, (len,)."""
+        # An input's first id is the number of records read from the inputs before it.
         first_id = np.zeros(1 + max((s["source"] for s in self.summaries), default=0), np.int64)
         total, last = 0, -1
         for summary in self.summaries:
@@ -123,6 +125,7 @@ class Candidates:
     def take(self, indices: np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return some columns of the candidates `indices` (ascending) as one table."""
         parts = []
+        # Each shard gives those of the rows that fall between its first and last candidate.
         for table, first, end in zip(self._tables, self._starts, self._starts[1:], strict=False):
             low, high = np.searchsorted(indices, [first, end])
             if high > low:

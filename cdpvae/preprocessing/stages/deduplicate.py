@@ -63,14 +63,17 @@ def connected(labellings: list[np.ndarray]) -> np.ndarray:
     Two indices are connected when their labels are equal in at least one labelling.
     labellings: (n,) non-negative integers each.
     """
+    # Begin with each index as its own component, and labels that count from 0.
     dense = [np.unique(labels, return_inverse=True)[1] for labels in labellings]
     group = np.arange(len(dense[0]))
     while True:
+        # Spread the smallest index of a label to all indices with that label.
         before = group
         for labels in dense:
             smallest = np.full(labels.max(initial=0) + 1, len(labels))
             np.minimum.at(smallest, labels, group)
             group = smallest[labels]
+        # Following the index found so far lets a chain of n links end after log n rounds.
         group = group[group]
         if np.array_equal(group, before):
             return group
@@ -84,6 +87,7 @@ class Deduplicator:
 
     def __call__(self, candidates: Candidates, count: int) -> Decisions:
         """Return the decisions about candidates 0 .. count-1, as if there were no others."""
+        # Equal instructions, and the exchanges of one record, must not be parted by the split.
         together = [
             candidates.column("instruction_hash", count),
             candidates.record_ids()[:count],
@@ -91,6 +95,7 @@ class Deduplicator:
         if self.config.deduplication == "none" or not count:
             kept = np.full(count, KEPT, np.int8)
             return Decisions(kept, np.arange(count), connected(together))
+        # Find duplicates; clusters of near-duplicates must not be parted either.
         near = self.config.deduplication == "minhash"
         found = find_duplicates(
             candidates.keys(count),

@@ -25,6 +25,7 @@ from cdpvae.preprocessing.stages.max_samples import Decide, candidates_needed
 from cdpvae.preprocessing.stages.prepare_shard import ShardPreparer
 from cdpvae.preprocessing.stages.shards import ShardReader, stem_of
 
+# Marks a finished stage.
 STAGE_FILE = "stage.json"
 Summaries = Generator[dict[str, Any], None, None]
 
@@ -128,20 +129,24 @@ class PrepareStage:
                 candidates.append(self.directory, summary)
             return summary is not None
 
+        # Without a limit all shards are needed.
         if self.config.max_samples is None:
             while append_next_shard():
                 pass
             return
+        # With max_samples shards are read until enough is kept, and the last is cut.
         needed = candidates_needed(self.config.max_samples, candidates, decide, append_next_shard)
         if needed is not None:
             self._cut(candidates, needed, preparer)
 
     def _cut(self, candidates: Candidates, needed: int, preparer: ShardPreparer) -> None:
         """End with the record of candidate `needed` - 1: prepare its shard again up to there."""
+        # Later shards hold nothing that takes part.
         candidates.drop_shards_from(needed)
         summary = candidates.summaries[-1]
         last = int(candidates.column("record_number")[needed - 1])
         count = last + 1 - summary["start"]
+        # The cut shard goes to a directory of its own: the whole one stays for another cut.
         if count < summary["counts"]["read"]:
             candidates.pop()
             source, start = summary["source"], summary["start"]
@@ -167,8 +172,10 @@ class PrepareStage:
 
     def _require_converted(self, summaries: list[dict[str, Any]]) -> None:
         """Raise NothingUsable, with what was found, when nothing of an input converts."""
+        # One converted record is enough: the others are reported by reason.
         if any(summary["counts"]["converted"] for summary in summaries):
             return
+        # Say what was found, and what would have been understood.
         reasons: dict[str, int] = {}
         keys: dict[str, None] = {}
         for summary in summaries:

@@ -87,10 +87,12 @@ class ShardPreparer:
 
     def table(self, records: list[Record]) -> pa.Table:
         """Return records as columns, with the columns by which they are compared."""
+        # Store the record itself.
         columns = {
             name: pa.array([getattr(record, name) for record in records], kind)
             for name, kind in CANDIDATE_COLUMNS.items()
         }
+        # Add what the second stage compares.
         columns["key"] = pa.array(
             [exact_key(record.instruction, record.response) for record in records], pa.binary(16)
         )

@@ -107,6 +107,7 @@ class ShardReader:
 
         Raises _EndedEarly, after the records before it, for a local file that cannot be read on.
         """
+        # A shard ends at its number of records, or earlier when these are long.
         records: list[RawRecord] = []
         characters = 0
         problem = None
@@ -121,6 +122,7 @@ class ShardReader:
             if source.path is None:
                 raise
             problem = str(error)
+        # The last shard may be shorter; what was read before a damage is not lost.
         if records:
             yield tuple(records)
         if problem is not None:

@@ -21,6 +21,7 @@ from cdpvae.files import write_json, write_table
 from cdpvae.preprocessing.records import ROW_SCHEMA
 from cdpvae.preprocessing.stages.candidates import Candidates
 
+# Rows of a file, and of a batch in it, as `datasets` reads them.
 FILE_ROWS = 20_000
 BATCH_ROWS = 1_000
 
@@ -64,6 +65,7 @@ class SplitWriter:
 
     def _table(self, rows: np.ndarray) -> pa.Table:
         """Return candidates as a table with the columns of ROW_SCHEMA."""
+        # Texts and tokens are copied as they are; the first two columns are numbers until here.
         columns = self.candidates.take(rows, ROW_SCHEMA.names[2:])
         names = pa.array(self.names, pa.string())
         return pa.table(
@@ -77,8 +79,10 @@ class SplitWriter:
 
     def _write_metadata(self, directory: Path, split: str, files: list[str]) -> None:
         """Write the two small files that `datasets.load_from_disk` asks for."""
+        # The columns, as the library describes them.
         info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
         write_json(directory / "dataset_info.json", asdict(info))
+        # The files, and a fingerprint that is the same for the same content.
         state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in files],
             "_fingerprint": f"{self.fingerprint}-{split}",

@@ -132,6 +132,7 @@ class RecordStream:
 
     def _is_new(self, record: Record, recent: _RecentKeys) -> bool:
         """Say whether a record repeats no recent row; if it does, count it as a duplicate."""
+        # Equal texts have equal keys, whatever the number of rows between them.
         if self.config.deduplication == "none":
             return True
         if recent.add(exact_key(record.instruction, record.response)):
@@ -158,6 +159,7 @@ class _Turns:
     def take(self, count: int) -> list[RawRecord]:
         """Take the next `count` records, beginning with the first source; fewer at the end."""
         taken: list[RawRecord] = []
+        # Each round takes one record of every source that has not ended.
         while self._open and len(taken) < count:
             for number in list(self._open)[: count - len(taken)]:
                 record = next(self._open[number], None)
@@ -180,6 +182,7 @@ def _records(source: Source, start: int) -> Iterator[RawRecord]:
                 yield record
             return
         except ValueError:
+            # A file that cannot be read stays so; a hub may answer again after a while.
             wait = next(waits, None)
             if source.path is not None or wait is None:
                 raise
@@ -195,6 +198,7 @@ class _RecentKeys:
     def __init__(self, capacity: int, keys: np.ndarray) -> None:
         self._capacity = capacity
         self._order = deque(keys.tolist())
+        # The queue knows the order, the set answers quickly.
         self._known = set(self._order)
 
     def add(self, digest: bytes) -> bool:
@@ -207,6 +211,7 @@ class _RecentKeys:
             return False
         self._known.add(key)
         self._order.append(key)
+        # The oldest key makes room for the new one.
         if len(self._order) > self._capacity:
             self._known.discard(self._order.popleft())
         return True

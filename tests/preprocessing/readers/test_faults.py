@@ -135,7 +135,7 @@ def test_a_truncated_gz_gives_what_is_before_the_cut(write, name):
     assert given - 1 <= len(before) <= given < len(texts)
 
 
-def test_bytes_after_a_gz_are_told(write):
+def test_bytes_after_a_gz_are_a_problem(write):
     path = write("a.jsonl.gz", gzip.compress(GOOD + b"\n") + b"garbage")
     assert values_or_problems(path) == [{"text": "fine"}, DAMAGED]
 
@@ -148,7 +148,7 @@ def test_a_disk_that_fails_on_the_way(write, monkeypatch):
         def __init__(self, good):
             self.lines = [GOOD + b"\n"] * good
 
-        def readline(self, limit):
+        def readline(self, size):
             if not self.lines:
                 raise OSError(5, "Input/output error")
             return self.lines.pop()
@@ -175,8 +175,8 @@ def test_a_line_of_50_mb_is_read(write):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.json"])
 def test_records_above_the_limit_are_passed_over(write, monkeypatch, name):
     monkeypatch.setattr(problems, "MAX_RECORD_BYTES", 1000)
-    limit = b'{"text": "' + b"x" * 988 + b'"}'
-    rows = [GOOD, limit, limit[:-2] + b'x"}', GOOD]
+    longest = b'{"text": "' + b"x" * 988 + b'"}'
+    rows = [GOOD, longest, longest[:-2] + b'x"}', GOOD]
     if name == "a.csv":
         rows = [b"text", GOOD.replace(b'"', b""), b"x" * 999, b"x" * 1000, b"fine"]
     content = b"[%b]" % b",".join(rows) if name == "a.json" else b"\n".join(rows)

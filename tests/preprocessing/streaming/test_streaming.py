@@ -75,10 +75,10 @@ def test_an_epoch_has_every_record_once_but_the_incomplete_step(make_loader):
     loader = make_loader(world=1, batch=3)
     step_batches = list(loader.epoch())
     assert [s.step_in_epoch for s in step_batches] == list(range(10)) and loader.position == (1, 0)
-    told = texts(loader, step_batches)
+    found = texts(loader, step_batches)
     every = [f"Tell me of {n} {i}" for n, c in (("left", 41), ("right", 19)) for i in range(c)]
-    assert sorted(told) == sorted(every)  # 60 rows are 10 steps of 6
-    assert told != every
+    assert sorted(found) == sorted(every)  # 60 rows are 10 steps of 6
+    assert found != every
     assert len(list(make_loader(world=1, batch=4).epoch())) == 7  # and 4 rows left out
 
 
