@@ -2,6 +2,9 @@
 
 `kernels/` itself is deliberately not a package: a top-level package of that name would shadow the
 Hugging Face library `kernels`, through which transformers loads hub kernels.
+
+`ds_configs/` stays at the top of the repository, where a user looks for DeepSpeed files; a wheel
+has it as `cdpvae/ds_configs/`. `cdpvae/training/engine.py` finds it in either place.
 """
 
 from setuptools import find_packages, setup
@@ -12,10 +15,19 @@ setup(
     description="A large language model with a latent space: a soft-prompt VAE under DeepSpeed",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["cdpvae", "cdpvae.*"])
-    + find_packages(where="kernels", include=["cdpvae_kernels", "cdpvae_kernels.*"]),
-    package_dir={"cdpvae": "cdpvae", "cdpvae_kernels": "kernels/cdpvae_kernels"},
-    package_data={"cdpvae": ["configs/*.json"], "cdpvae_kernels": ["*.json"]},
+    packages=[
+        *find_packages(include=["cdpvae", "cdpvae.*"]),
+        "cdpvae.ds_configs",
+        *find_packages(where="kernels", include=["cdpvae_kernels", "cdpvae_kernels.*"]),
+    ],
+    package_dir={
+        "cdpvae": "cdpvae",
+        "cdpvae.ds_configs": "ds_configs",
+        "cdpvae_kernels": "kernels/cdpvae_kernels",
+    },
+    # What lies beside the modules: JSON of settings and launches, and the mark of typed packages.
+    package_data={"": ["*.json", "py.typed"], "cdpvae": ["configs/*.json"]},
+    # The oldest versions that are supported; constraints.txt has those that the tests prove.
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17",
@@ -39,11 +51,13 @@ setup(
         "ninja",
         "setuptools",
     ],
+    # test: what launch/test.sh installs. bench: what benchmarks compare with.
     extras_require={
         "gpu": ["triton>=3.6", "flash-attn"],
         "test": [
             "datasketch>=2.0",
             "hypothesis",
+            "mypy>=2.4",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

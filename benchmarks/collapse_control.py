@@ -1,16 +1,15 @@
-"""Does the collapse control earn its place?
+"""Does the collapse control help? A run that collapses, with and without interventions.
 
     python -m benchmarks.collapse_control --shared runs/quickstart [--steps 600] [--seed 0]
 
-Trains twice on the quickstart's data and backbone with settings built to collapse (the whole KL
-weight from early on, no free bits, bag of words and InfoNCE too weak to matter): once watching
-only, once with interventions. Appends a row to `results/collapse_control.csv`: after how
+Trains twice on the quickstart's data and backbone with settings that lead to a collapse (the whole
+KL weight from early on, no free bits, bag of words and InfoNCE too weak to matter): once with the
+monitor alone, once with interventions. Appends a row to `results/collapse_control.csv`: after how
 many checks the collapse was detected, and what shuffling z costs at the end of each run.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -18,16 +17,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.support import rows as results
 from cdpvae.command_line import parse_options, run
 
-RESULTS = Path(__file__).parent / "results" / "collapse_control.csv"
+RESULTS = results.RESULTS / "collapse_control.csv"
 
-# Nothing but the KL acts on z until the decoder has learnt to read it, and it acts from the start.
+# Only the KL acts on z until the decoder has learnt to read it, and the KL acts from the start.
 BUILT_TO_COLLAPSE = {
     "beta_max": 1.0,
     "beta_cycles": 1,
@@ -47,13 +47,18 @@ class CollapseOptions:
     shared: str = "runs/quickstart"
     """directory with backbone/ and processed/"""
     output: str = "runs/collapse"
+    """directory of the two runs"""
     steps: int = 600
+    """optimizer steps of each run"""
     seed: int = 0
+    """of both runs"""
     ranks: int = 2
+    """processes of each run; 64 rows a step are divided among them"""
 
 
-def settings(options: CollapseOptions, interventions: bool) -> dict:
-    """A small run on the quickstart's backbone."""
+def settings(options: CollapseOptions, interventions: bool) -> dict[str, Any]:
+    """Make the settings of a small run on the quickstart's backbone."""
+    # The sizes are the quickstart's; only the losses and the control differ.
     shared = Path(options.shared)
     return {
         "model": {
@@ -89,16 +94,20 @@ def settings(options: CollapseOptions, interventions: bool) -> dict:
     }
 
 
-def train(options: CollapseOptions, interventions: bool) -> dict:
-    """-> the likelihoods of the last checkpoint, and the monitor's checks."""
+def train(options: CollapseOptions, interventions: bool) -> dict[str, Any]:
+    """Train and evaluate -> the likelihoods of the last checkpoint, and the monitor's checks."""
+    # Train over several processes, as a user would.
     directory = Path(options.output) / ("with" if interventions else "without")
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "settings-in.json"
     config.write_text(json.dumps(settings(options, interventions), indent=2))
+    # torchrun's module, so that no script needs to be on the path.
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(options.ranks), "-m"]
     arguments = ["cdpvae.train", "--config", str(config), "--output-dir", str(directory / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *launcher, *arguments], check=True, env=environment)
+
+    # The likelihoods say what z is worth at the end, the checks when the collapse was seen.
     checkpoint = directory / "run" / f"checkpoint-{options.steps}"
     result = directory / "reconstruction.json"
     evaluate = ["-m", "cdpvae.evaluate_reconstruction", "--checkpoint", str(checkpoint)]
@@ -108,11 +117,13 @@ def train(options: CollapseOptions, interventions: bool) -> dict:
     return {**json.loads(result.read_text()), "checks": [json.loads(line) for line in checks]}
 
 
-def row(options: CollapseOptions, without: dict, with_: dict) -> dict:
-    """One CSV row; nats per sequence on held-out rows."""
+def row(options: CollapseOptions, without: dict[str, Any], with_: dict[str, Any]) -> dict[str, Any]:
+    """Make a CSV row from both runs; costs, KL and NLL are nats per sequence on held-out rows."""
+    # The check that saw the collapse first, counted from 1.
     detected = next(
         (n + 1 for n, check in enumerate(without["checks"]) if check["is_collapsing"]), None
     )
+    # The last check records the weight that the interventions ended with.
     last = with_["checks"][-1]
     return {
         "date": date.today().isoformat(),
@@ -131,31 +142,22 @@ def row(options: CollapseOptions, without: dict, with_: dict) -> dict:
     }
 
 
-def conditions(options: CollapseOptions) -> dict:
-    """What a row needs to be compared with another one: commit, versions, device."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    versions = " ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
+def conditions(options: CollapseOptions) -> dict[str, str]:
+    """Collect what a row needs to be compared with another one: commit, versions, device."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"commit": commit, "versions": versions, "device": f"{options.ranks} x {device}"}
-
-
-def append(path: Path, values: dict) -> None:
-    """Add a row, with a header where the file is new."""
-    new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(values))
-        if new:
-            writer.writeheader()
-        writer.writerow(values)
+    return {
+        "commit": results.commit(),
+        "versions": results.versions(("torch", "deepspeed")),
+        "device": f"{options.ranks} x {device}",
+    }
 
 
 def compare(argv: Sequence[str] | None = None) -> None:
-    options = parse_options(CollapseOptions, "Does the collapse control earn its place?", argv)
+    """Parse, train both runs, append a row, print it."""
+    options = parse_options(CollapseOptions, "Does the collapse control help?", argv)
     without, with_ = train(options, interventions=False), train(options, interventions=True)
     values = row(options, without, with_)
-    append(RESULTS, values)
+    results.append(RESULTS, [values])
     for name, value in values.items():
         print(f"{name:<24} {value}")
 

@@ -34,6 +34,7 @@ from benchmarks.rivals import OPERATIONS, chart, figures
 from benchmarks.rivals.contest import (
     COMPILE,
     OURS,
+    Cells,
     Setting,
     measure,
     memory_in_this_process,
@@ -41,6 +42,7 @@ from benchmarks.rivals.contest import (
 from benchmarks.support import memory, rows
 from benchmarks.support.timing import release
 
+# What a child process runs, and whose versions a row carries.
 MODULE = "benchmarks.kernels"
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy")
 
@@ -67,7 +69,11 @@ class KernelOptions:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    from cdpvae.command_line import parse_options
+    """Measure, print, keep and draw what the command line names.
+
+    Raises ValueError for options that make no sense, and at the end where ours did not run.
+    """
+    from cdpvae.cli import parse_options
 
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(KernelOptions, __doc__, arguments)
@@ -75,12 +81,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.check:
         print(check(results))
         return
+
+    # Everything that a row says about where and how it was measured.
     setting = setting_of(options)
     if options.threads:
         torch.set_num_threads(options.threads)
     conditions = rows.conditions(MODULE, arguments, setting.device, PACKAGES)
     print(", ".join(conditions.values()), flush=True)
-    found = []
+
+    # Each shape's rows are kept as soon as they are there: a run may be cut off.
+    found: list[Cells] = []
     for name in options.ops or OPERATIONS:
         op = OPERATIONS[name]
         for shape in op.shapes[setting.device.type, options.shapes]:
@@ -89,30 +99,40 @@ def main(argv: Sequence[str] | None = None) -> None:
             rows.append(results, [row | conditions for row in new])
             found += new
             release(setting.device)
+
+    # The picture is of all runs that the file holds.
     title = f"{conditions['device']}, {setting.dtype}"
     floors = {op.name: op.floor_name for op in OPERATIONS.values()}
     picture = results.with_name(f"kernels_{setting.device.type}.png")
     chart.draw(picture, title, chart.fullest_runs(rows.read(results), setting.device.type), floors)
+
+    # A rival may fail and be a row that says why; ours may not.
     broken = [row for row in found if row["variant"] == OURS and row["status"] != "ok"]
     if broken:
         raise ValueError("ours did not run:\n" + table(broken))
 
 
 def setting_of(options: KernelOptions) -> Setting:
-    """Raises ValueError for names that do not exist and for a device that is not there."""
+    """Resolve what the command line leaves open.
+
+    Raises ValueError for names that do not exist and for a device that is not there.
+    """
+    # Names first: a wrong one would silently measure nothing.
     variants = {name for op in OPERATIONS.values() for name in op.variants} | {COMPILE}
-    for flag, asked, there in (
+    for flag, asked, known in (
         ("--ops", options.ops, set(OPERATIONS)),
         ("--variants", options.variants, variants),
     ):
-        wrong = sorted(set(asked) - there)
+        wrong = sorted(set(asked) - known)
         if wrong:
-            raise ValueError(f"{flag} {' '.join(wrong)}: choose from {', '.join(sorted(there))}")
+            raise ValueError(f"{flag} {' '.join(wrong)}: choose from {', '.join(sorted(known))}")
     if options.rounds < 1 or options.threads < 0:
         raise ValueError(
             f"--rounds {options.rounds} --threads {options.threads}: "
             "at least 1 round; threads 0 (torch's choice) or more"
         )
+
+    # The device that is there, and the dtype that is usual on it.
     there = torch.cuda.is_available()
     if options.device == "cuda" and not there:
         raise ValueError("--device cuda: torch finds no CUDA device; use --device cpu")
@@ -130,14 +150,15 @@ def setting_of(options: KernelOptions) -> Setting:
 
 
 def check(results: Path) -> str:
-    """The table of figures to reach. Raises OSError where there are no results yet."""
+    """Return the table of figures to reach. Raises OSError where there are no results yet."""
     return figures.report(rows.read(results))
 
 
-def table(found: Sequence[dict]) -> str:
-    """Rows as text for the terminal, a heading for each operation, pass and shape."""
+def table(found: Sequence[Cells]) -> str:
+    """Lay rows out for the terminal, a heading for each operation, pass and shape."""
     lines = []
     for row in found:
+        # A new heading where operation, pass, shape or dtype changes.
         heading = f"{row['op']}, {row['pass']}, {row['shape']}, {row['dtype']}"
         if heading not in lines:
             names = "".join(f"{name:>{width}}" for name, _, width, _ in CELLS)
@@ -147,7 +168,8 @@ def table(found: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-CELLS = (  # heading, column, width, format
+# Heading, column, width, format.
+CELLS = (
     ("p50 ms", "p50_ms", 9, ".4g"),
     ("p20", "p20_ms", 9, ".4g"),
     ("p80", "p80_ms", 9, ".4g"),
@@ -165,10 +187,12 @@ def _cell(value: float | str, width: int, how: str) -> str:
 
 
 if __name__ == "__main__":
+    # The child of `contest._memory_cells`: one variant, its memory as one line of output.
     if sys.argv[1:2] == ["--child"]:
         job = json.loads(sys.argv[2])
         memory.report(memory_in_this_process(OPERATIONS[job["op"]], job))
         sys.exit(0)
-    from cdpvae.command_line import run
+    # Imported late: a child process does not need the command line of the project.
+    from cdpvae.cli import run
 
     sys.exit(run(main))

@@ -1,4 +1,4 @@
-"""One optimizer step of the real model: cdpvae against two ways of doing without it.
+"""One optimizer step of the real model: cdpvae beside two ways to do without it.
 
     python -m benchmarks.train_step                          tiny model on a CPU, shipped lengths
     python -m benchmarks.train_step --lengths pairs.json     ids and lengths of real text
@@ -8,43 +8,51 @@
 
 The variants, in one process, with the same weights and the same rows in the same micro-batches:
 
-    ours    cdpvae's model, loss and optimizer, as `support/our_step.py` puts them together
-    naive   the description taken literally in stock libraries, `naive_step.py`
-    stock   what a user who knows those libraries would write, `stock_step.py`
+    ours    cdpvae's model, loss and optimizer, `steps/ours.py`
+    naive   the description taken literally in stock libraries, `steps/naive.py`
+    stock   what a user who knows those libraries would write, `steps/stock.py`
 
 First all three print the same loss and gradient norms on the same micro-batch, else the exit
 status is 1. Then rounds are interleaved; a measurement is `--steps` whole optimizer steps (collate,
 forward, backward, clip, AdamW, schedule), half of them with the augmented view. Tokens are those
 of instructions and responses without padding, soft prompts and views; MFU divides the FLOPs that
 these tokens need (`cdpvae.profiling.throughput`), the same for all, by the device's peak, and is 0
-where that is unknown. Memory is measured in a process per variant (`support/memory.py`), after one
-step on one row has loaded code and made optimizer state. Phases come from a pass of their own;
+where the peak is unknown. Memory is measured in a process per variant (`support/memory.py`), after
+one step on one row has loaded code and made optimizer state. Phases come from a pass of their own;
 ours spends the head's backward in "loss", where the gradient is computed with the loss, and naive
-its head's forward in "decoder". One process: communication is 0.
+its head's forward in "decoder". With one process, communication is 0.
 
-What makes the difference at the tiny size: half of naive's positions are padding; of those that
-are not, soft prompts need no logits; logits and their gradient are written once in chunks that fit
-the cache instead of several times in memory; and the second encoder pass pads on its own.
+Why ours is faster at the tiny size: half of naive's positions are padding; of the others, soft
+prompts need no logits; logits and their gradient are written once in chunks that fit the cache
+instead of several times in memory; and naive pads its second encoder pass again.
 
 Rows go to `results/train_step.csv`, bars to `results/train_step.png` (`train_step_cuda.png`).
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from benchmarks.steps.naive import NaiveStep
 from benchmarks.steps.ours import OurStep
 from benchmarks.support import rows as results
-from benchmarks.support.lengths import Window
+from benchmarks.support.lengths import StepBatch
 from benchmarks.support.phases import PhaseClock
 from benchmarks.support.step_checks import compare
 from benchmarks.support.step_memory import ask_double, ask_largest, memory_columns, peak_memory
-from benchmarks.support.step_options import StepOptions, build, head, open_setup, some_windows
+from benchmarks.support.step_options import (
+    StepOptions,
+    build,
+    identify,
+    measured_batches,
+    open_setup,
+)
 from benchmarks.support.step_setup import Setup
 from benchmarks.support.timing import (
     Failure,
@@ -58,43 +66,61 @@ from cdpvae.command_line import parse_options, run
 from cdpvae.profiling.throughput import mfu, peak_flops, training_flops
 
 MODULE = "benchmarks.train_step"
-# Whole logits of a full micro-batch may not fit, which the benchmark is to say and not to die of.
+# Whole logits of a full micro-batch may not fit, which must be a row and not the end of the run.
 CHECKED_ROWS_ON_CUDA = 4
 PHASES = ("data", "encoder", "heads", "decoder", "loss", "backward", "optimizer", "communication")
 
 
-def measure(options: StepOptions) -> list[dict]:
-    """Memory first, while this process holds nothing; then loss, times and phases."""
+def measure(options: StepOptions) -> list[dict[str, Any]]:
+    """Measure memory, loss, times and phases -> a row per variant."""
+    # Memory first, while this process holds nothing.
     memory = {n: peak_memory(n, options) if options.memory else None for n in options.only}
     setup, corpus = open_setup(options)
     device = setup.device
     print(f"{options.shape}, {options.precision}, {corpus.source}")
+
+    # No times without the same loss and gradients.
     steps, failures = build_all(setup, options)
-    work = some_windows(corpus, options)
+    work = measured_batches(corpus, options)
     few = CHECKED_ROWS_ON_CUDA if device.type == "cuda" else None
     signatures = compare(steps, work[0].micro_batches[0][:few], options.precision)
+
+    # Times, interleaved.
     for step in steps.values():
         step.start()
-    runs = {name: lambda s=s: [s.step(window) for window in work] for name, s in steps.items()}
+    runs = {name: functools.partial(take_steps, step, work) for name, step in steps.items()}
     times = interleaved(runs, device=device, rounds=options.rounds, warmup=options.warmup)
+
+    # A row per variant, also of those that failed. Phases come last: timing them disturbs.
     table = []
     for name in options.only:
-        row = {**head(name, options), "lengths": corpus.source, **memory_columns(memory[name])}
+        row = {**identify(name, options), "lengths": corpus.source, **memory_columns(memory[name])}
         if name in steps:
             row |= {"loss": round(signatures[name].loss, 6), "parts": parts(steps[name], options)}
-        if failure := failures.get(name) or failure_of(times[name]):
-            row["status"] = failure.reason
+        result = failures[name] if name in failures else times[name]
+        if isinstance(result, Failure):
+            row["status"] = result.reason
         else:
             row.setdefault("status", "ok")
-            row |= speed_columns(times[name], work, setup)
+            row |= speed_columns(result, work, setup)
             row |= phase_columns(steps[name], work, device)
         table.append(row)
     return table
 
 
-def build_all(setup: Setup, options: StepOptions) -> tuple[dict, dict[str, Failure]]:
-    """The variants by name, and why others have no room beside them."""
-    steps, failures = {}, {}
+def take_steps(step: OurStep | NaiveStep, work: Sequence[StepBatch]) -> None:
+    """Take an optimizer step per step batch."""
+    for batch in work:
+        step.step(batch)
+
+
+def build_all(
+    setup: Setup, options: StepOptions
+) -> tuple[dict[str, OurStep | NaiveStep], dict[str, Failure]]:
+    """Build the variants by name, and say why others do not fit in memory beside them."""
+    # Ours must fit; the others may be too large for what is left.
+    steps: dict[str, OurStep | NaiveStep] = {}
+    failures: dict[str, Failure] = {}
     for name in options.only:
         try:
             steps[name] = build(name, setup, options)
@@ -105,25 +131,23 @@ def build_all(setup: Setup, options: StepOptions) -> tuple[dict, dict[str, Failu
     return steps, failures
 
 
-def failure_of(result: Timing | Failure) -> Failure | None:
-    return result if isinstance(result, Failure) else None
-
-
 def parts(step: OurStep | NaiveStep, options: StepOptions) -> str:
-    """What the variant is made of in this run."""
-    if step.name == "ours":
-        kernels = "kernels" if options.device.startswith("cuda") else "references"
+    """Name the parts that the variant uses in this run."""
+    if isinstance(step, OurStep):
+        kernels = "kernels" if options.torch_device.type == "cuda" else "references"
         return f"engine {options.engine}, {kernels}, {step.model.backbone.attention.name}"
     return getattr(step, "parts", "padded, sdpa, whole logits")
 
 
-def speed_columns(timing: Timing, work: list[Window], setup: Setup) -> dict:
-    """Per optimizer step: seconds, tokens without padding, and MFU."""
+def speed_columns(timing: Timing, work: Sequence[StepBatch], setup: Setup) -> dict[str, float]:
+    """Compute seconds, tokens without padding and MFU per optimizer step."""
+    # A measurement is all of `work`: tokens and FLOPs are added up over it.
     count = len(work)
-    tokens = sum(window.instruction_tokens + window.response_tokens for window in work)
+    tokens = sum(batch.instruction_tokens + batch.response_tokens for batch in work)
+    # The peak of an unknown device is not guessed.
     on_cuda = setup.device.type == "cuda"
     peak = peak_flops(torch.cuda.get_device_name(setup.device)) if on_cuda else None
-    flops = sum(useful_flops(window, setup) for window in work)
+    flops = sum(useful_flops(batch, setup) for batch in work)
     return {
         "step_s_p20": round(timing.p20 / count, 5),
         "step_s_p50": round(timing.p50 / count, 5),
@@ -136,48 +160,54 @@ def speed_columns(timing: Timing, work: list[Window], setup: Setup) -> dict:
     }
 
 
-def useful_flops(window: Window, setup: Setup) -> float:
-    """What the window's own tokens need, without padding, whoever computes them."""
+def useful_flops(batch: StepBatch, setup: Setup) -> float:
+    """Count the FLOPs that the batch's own tokens need, without padding, in any variant."""
     training, prompts = setup.settings.training, setup.settings.model.num_soft_tokens
     return training_flops(
         setup.llama,
-        encoder_tokens=window.instruction_tokens * (2 if window.with_view else 1),
-        decoder_tokens=window.response_tokens + prompts * len(window.rows),
-        target_tokens=window.target_tokens,
+        encoder_tokens=batch.instruction_tokens * (2 if batch.with_view else 1),
+        decoder_tokens=batch.response_tokens + prompts * len(batch.rows),
+        target_tokens=batch.target_tokens,
         encoder_layers=setup.llama.num_hidden_layers,
         recompute=training.gradient_checkpointing,
     )
 
 
-def phase_columns(step: OurStep | NaiveStep, work: list[Window], device: torch.device) -> dict:
-    """Milliseconds per optimizer step by phase; "other" is what no phase covers."""
+def phase_columns(
+    step: OurStep | NaiveStep, work: Sequence[StepBatch], device: torch.device
+) -> dict[str, float]:
+    """Measure milliseconds per optimizer step by phase; "other" is what no phase covers."""
+    # The total is that of the same disturbed pass, so that the shares add up.
     clock = PhaseClock(device)
     with clock.watching(step.timed()):
-        total = seconds_of(lambda: [step.step(window) for window in work], device)
+        total = seconds_of(lambda: take_steps(step, work), device)
     seconds = {phase: clock.seconds.get(phase, 0.0) for phase in PHASES}
     seconds["other"] = total - sum(seconds.values())
     return {f"{name}_ms": round(1000 * value / len(work), 3) for name, value in seconds.items()}
 
 
-def show(table: list[dict]) -> None:
-    """The rows as text: one line per column, a value once where all variants share it."""
+def show(table: Sequence[dict[str, Any]]) -> None:
+    """Print the rows, a line per column, with one value where all variants share it."""
+    # The columns in the order of their first appearance.
     for name in dict.fromkeys(key for row in table for key in row):
         values = [str(row.get(name, "")) for row in table]
         shown = values[:1] if len(set(values)) == 1 else values
         print(f"{name:<24}" + "".join(f"{value:<40}" for value in shown).rstrip())
-    speed = {row["variant"]: row.get("tokens_per_second") for row in table}
-    peaks = {row["variant"]: row.get("peak_less_loaded_mib") for row in table}
-    for name in (n for n in speed if n != "ours" and speed.get(n) and speed.get("ours")):
+    # Ours beside each of the others, where both have the figure.
+    speed = {row["variant"]: row.get("tokens_per_second", 0.0) for row in table}
+    peaks = {row["variant"]: row.get("peak_less_loaded_mib", 0.0) for row in table}
+    for name in (n for n in speed if n != "ours" and speed[n] and speed.get("ours")):
         line = f"ours against {name}: {speed['ours'] / speed[name]:.2f}x tokens per second"
         if peaks[name] and peaks["ours"]:
             line += f", {peaks['ours'] / peaks[name]:.2f}x peak memory beyond loading"
         print(line)
 
 
-def draw(path: Path, table: list[dict], title: str) -> None:
-    """Bars of speed, with p20 to p80, and of memory."""
+def draw(path: Path, table: Sequence[dict[str, Any]], title: str) -> None:
+    """Draw bars of speed, with p20 to p80, and of memory."""
     panels: dict[str, dict[str, tuple[float, float, float]]] = {}
     for row in (row for row in table if "tokens_per_second" in row):
+        # A slow step is a low speed: the percentiles change places.
         p50, low, high = (row[f"step_s_{p}"] for p in ("p50", "p80", "p20"))
         tokens = row["tokens_per_step"]
         panels.setdefault("non-padding tokens per second", {})[row["variant"]] = (
@@ -193,24 +223,31 @@ def draw(path: Path, table: list[dict], title: str) -> None:
 
 
 def benchmark(argv: Sequence[str] | None = None) -> None:
+    """Parse, measure or answer a question about memory, print and save the rows.
+
+    Raises ValueError for options that cannot be.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
-    options = parse_options(StepOptions, "One optimizer step against its rivals.", argv)
+    options = parse_options(StepOptions, "One optimizer step of three variants.", argv)
     options.check()
+    # Either a question about memory alone, or everything.
     if options.double:
         table = ask_double(options)
     elif options.largest is not None:
         table = ask_largest(options)
     else:
         table = measure(options)
-    conditions = results.conditions(MODULE, argv, torch.device(options.device))
+    # The conditions go into every row: without them a row cannot be compared.
+    conditions = results.conditions(MODULE, argv, options.torch_device)
     show(table)
     if options.save:
         directory = Path(options.results) if options.results else results.RESULTS
         results.append(directory / "train_step.csv", [row | conditions for row in table])
         title = f"{options.shape}, {options.precision}, {conditions['device']}"
-        picture = "train_step.png" if options.device == "cpu" else "train_step_cuda.png"
+        on_cpu = options.torch_device.type == "cpu"
+        picture = "train_step.png" if on_cpu else "train_step_cuda.png"
         draw(directory / picture, table, title)
-    release(torch.device(options.device))
+    release(options.torch_device)
 
 
 if __name__ == "__main__":

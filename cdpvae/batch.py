@@ -1,15 +1,19 @@
-"""The dataclasses that travel between the rooms of the house.
+"""The dataclasses that packages hand each other: batches, the schedule of a step, loss terms.
 
 Sequences are always packed: laid end to end, without padding, with `cu_seqlens` marking the
-borders. Padded tensors are adapted here, at the border (`from_padded`, `to_padded`), so that the
-model and the losses have one path.
+borders. Padded tensors are adapted here (`from_padded`, `to_padded`), so that the model and the
+losses have one path. Everything is frozen: whoever changes something makes a new object.
 
-Legend: B rows, T packed tokens, N target positions, Z latent.
+A *row* is one sequence; a place in packed text is a *position*.
+
+Legend: B rows, T packed tokens, N target positions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,11 +35,11 @@ class SpecialTokens:
         return tuple(sorted({self.bos, self.eos, self.pad}))
 
 
-@dataclass
+@dataclass(frozen=True)
 class PackedText:
     """Sequences laid end to end, no padding.
 
-    ids: (T,) int64. cu_seqlens: (B+1,) int32, cu_seqlens[0] == 0, cu_seqlens[B] == T.
+    ids (T,) int64. cu_seqlens (B+1,) int32: cu_seqlens[0] == 0, cu_seqlens[B] == T.
     max_len: the longest sequence, in tokens.
     """
 
@@ -45,6 +49,7 @@ class PackedText:
 
     @property
     def num_rows(self) -> int:
+        """B."""
         return self.cu_seqlens.numel() - 1
 
     @property
@@ -87,7 +92,7 @@ class PackedText:
 
     @classmethod
     def concat(cls, first: PackedText, second: PackedText) -> PackedText:
-        """The rows of `first`, then those of `second`."""
+        """Return the rows of `first`, then those of `second`."""
         offset = first.cu_seqlens[-1]
         return cls(
             torch.cat((first.ids, second.ids)),
@@ -96,7 +101,7 @@ class PackedText:
         )
 
     def to_padded(self, pad_id: int) -> tuple[Tensor, Tensor]:
-        """-> ids (B, max_len) int64 padded on the right, mask (B, max_len) int64."""
+        """Return ids (B, max_len) int64 padded on the right, and the mask (B, max_len) int64."""
         position = torch.arange(self.max_len, device=self.ids.device)
         mask = position[None, :] < self.lengths[:, None]
         ids = self.ids.new_full(mask.shape, pad_id)
@@ -104,53 +109,56 @@ class PackedText:
         return ids, mask.long()
 
     def to(self, device: torch.device | str) -> PackedText:
-        """The same sequences on another device."""
+        """Return the same sequences on another device."""
         return _move(self, device)
 
     def rows(self) -> list[Tensor]:
-        """The B sequences as views."""
+        """Return the B sequences as views."""
         return list(self.ids.split(self.lengths.tolist()))
 
 
 def next_token_targets(response: PackedText) -> tuple[Tensor, Tensor]:
-    """The position of response[i] predicts response[i+1]; the last of each row predicts nothing.
+    """Return the positions that predict a next token, and the tokens they predict.
 
-    -> target_rows (N,) int64 positions in response.ids, targets (N,) int64.
+    The position of response[i] predicts response[i+1]; the last of each row predicts nothing.
+    -> target_positions (N,) int64 positions in response.ids, targets (N,) int64.
     """
     last = response.cu_seqlens[1:].long() - 1
     predicts = torch.ones_like(response.ids, dtype=torch.bool)
     predicts[last] = False
-    target_rows = predicts.nonzero().squeeze(1)
-    return target_rows, response.ids[target_rows + 1]
+    target_positions = predicts.nonzero().squeeze(1)
+    return target_positions, response.ids[target_positions + 1]
 
 
-@dataclass
+@dataclass(frozen=True)
 class VAEBatch:
     """One micro-batch of one rank, packed.
 
-    instruction: what the encoder reads. response: what the decoder writes.
+    instruction: what the encoder reads.
+    response: what the decoder writes.
     augmented: second view of the instruction, or None.
-    sample_index: (B,) int64, index in the data set; keys every random stream.
-    target_rows: (N,) int64, positions in response.ids that predict the next token.
-    targets: (N,) int64, the token each of them predicts.
+    sample_index (B,) int64: index in the data set; keys every random stream.
+    target_positions (N,) int64: positions in response.ids that predict the next token.
+    targets (N,) int64: the token each of them predicts.
     """
 
     instruction: PackedText
     response: PackedText
     augmented: PackedText | None
     sample_index: Tensor
-    target_rows: Tensor
+    target_positions: Tensor
     targets: Tensor
 
     @property
     def num_rows(self) -> int:
+        """B."""
         return self.response.num_rows
 
     @classmethod
     def build(cls, instruction: PackedText, response: PackedText, sample_index: Tensor) -> VAEBatch:
-        """A batch without an augmented view; targets are read off the response."""
-        target_rows, targets = next_token_targets(response)
-        return cls(instruction, response, None, sample_index, target_rows, targets)
+        """Make a batch without an augmented view; targets are read off the response."""
+        target_positions, targets = next_token_targets(response)
+        return cls(instruction, response, None, sample_index, target_positions, targets)
 
     @classmethod
     def from_padded(
@@ -169,7 +177,7 @@ class VAEBatch:
         return cls.build(instruction, response, sample_index)
 
     def to_padded(self, pad_id: int) -> dict[str, Tensor]:
-        """-> instruction_ids/_mask and response_ids/_mask, each (B, L) int64."""
+        """Return instruction_ids/_mask and response_ids/_mask, each (B, L) int64."""
         instruction_ids, instruction_mask = self.instruction.to_padded(pad_id)
         response_ids, response_mask = self.response.to_padded(pad_id)
         return {
@@ -180,70 +188,112 @@ class VAEBatch:
         }
 
     def to(self, device: torch.device | str) -> VAEBatch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return _move(self, device)
 
 
-def _move(value, device):
-    """Tensors inside (nested) dataclasses, moved; everything else as it is."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, PackedText | VAEBatch):
-        moved = {f.name: _move(getattr(value, f.name), device) for f in fields(value)}
-        return type(value)(**moved)
-    return value
+Packed = TypeVar("Packed", PackedText, VAEBatch)
 
 
-@dataclass
-class Posterior:
-    """q(z|x), a diagonal Gaussian, fp32. mu: (B, Z). logvar: (B, Z)."""
+def _move(value: Packed, device: torch.device | str) -> Packed:
+    """Return a copy whose tensors, nested ones too, are on `device`."""
+    moved = {}
+    for part in fields(value):
+        content = getattr(value, part.name)
+        if isinstance(content, Tensor):
+            content = content.to(device, non_blocking=True)
+        elif isinstance(content, PackedText):
+            content = content.to(device)
+        moved[part.name] = content
+    return type(value)(**moved)
 
-    mu: Tensor
-    logvar: Tensor
 
-
-@dataclass(frozen=True)
-class StepPlan:
+@dataclass(frozen=True, kw_only=True)
+class StepSchedule:
     """All that varies by optimizer step; the same on every rank.
 
-    step: optimizer steps taken before this one. epoch: 0-based.
+    step: optimizer steps taken before this one.
+    epoch: 0-based.
+    beta: weight of the rate (the KL term).
+    weights: of the other loss terms, by the name of the setting without `_weight`.
+    word_dropout: share of decoder inputs that are dropped.
     target_divisor: valid target tokens of the whole optimizer step, all ranks.
-    with_view: compute the augmented view in this step. row_divisor: rows of the whole optimizer
-    step, all ranks, where micro-batches differ in their number of rows; else None.
+    row_divisor: rows of the whole optimizer step, all ranks, where micro-batches differ in their
+        number of rows; else None.
+    with_view: whether the augmented view is computed in this step.
     """
 
     step: int
     epoch: int
     beta: float
-    bow_weight: float
-    contrastive_weight: float
+    weights: Mapping[str, float]
     word_dropout: float
     target_divisor: float
-    with_view: bool
     row_divisor: int | None = None
+    with_view: bool = False
 
 
-@dataclass
-class LossTerms:
-    """Scalars (fp32) unless said otherwise; None for a term that was not computed.
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One loss term of a micro-batch; what is weighed, logged and averaged follows from it.
 
-    total: what backward starts from. recon: nats per target token. kl: after free bits, divided
-    by Z. kl_raw: nats per sequence, summed over dimensions. kl_per_dim: (Z,) nats.
-    recon_nats_per_sequence, neg_elbo: nats per sequence. mi_bound: log K - infonce; mi_cap: log K.
-    row_weight: what a mean over the rows of this micro-batch weighs in the mean over micro-batches
-    that makes it a mean over the rows of the step; 1 where all have the same number of rows.
+    name: the column of `steps.jsonl` and the tag in TensorBoard.
+    value (): the loss, not weighted; carries the graph. For a term of weight 0, what is reported.
+    weight: its factor in the total; exactly 0 leaves the term out of the total.
+    per: what the value is a mean over. `token`: the target tokens of the whole optimizer step,
+        whose number the value is divided by already. `row`: the rows of the micro-batch.
+    report: further figures logged under their own names, averaged like the value: scalars (), or
+        one number for each latent dimension.
+    share: what the mean over this micro-batch's rows weighs in the mean over micro-batches that
+        makes it a mean over the rows of the step; 1 where all have the same number of rows.
     """
 
-    total: Tensor
-    recon: Tensor
-    kl: Tensor
-    kl_raw: Tensor
-    bow: Tensor
-    infonce: Tensor | None
-    kl_per_dim: Tensor
-    active_dims: Tensor
-    recon_nats_per_sequence: Tensor
-    neg_elbo: Tensor
-    mi_bound: Tensor | None
-    mi_cap: float | None
-    row_weight: float = 1.0
+    name: str
+    value: Tensor
+    weight: float
+    per: Literal["token", "row"]
+    report: Mapping[str, Tensor] = field(default_factory=dict)
+    share: float = 1.0
+
+    @property
+    def weighted(self) -> Tensor:
+        """Return the term as it enters the total, (): zero without a graph for weight 0."""
+        factor = self.weight * self.share
+        # Not 0 * value: that would carry an infinite value into the total as NaN.
+        return factor * self.value if factor != 0 else torch.zeros_like(self.value.detach())
+
+    def figures(self) -> dict[str, Tensor]:
+        """Return the value and the report by name, detached fp32, scaled by `share`."""
+        named = {self.name: self.value, **self.report}
+        scaled = {name: value.detach().float() for name, value in named.items()}
+        if self.share == 1:
+            return scaled
+        return {name: value * self.share for name, value in scaled.items()}
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a model's forward gives the training loop for one micro-batch.
+
+    terms: of the objective, in the order in which they are added up.
+    observed: further tensors by name, for what watches the training.
+    """
+
+    terms: list[Term]
+    observed: Mapping[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """Return the loss that backward starts from, ()."""
+        return sum_of(self.terms)
+
+
+def sum_of(terms: list[Term]) -> Tensor:
+    """Return the sum of the weighted terms, (). Raises ValueError for no term."""
+    if not terms:
+        raise ValueError("an objective without a term has no loss")
+    first, *rest = (term.weighted for term in terms)
+    total = first
+    for term in rest:
+        total = total + term
+    return total

@@ -1,8 +1,7 @@
 """The command line of every entry point: one flag per setting, one line per error.
 
-`--config FILE` is read first, flags then override it. As every setting's name is unique, flags
-carry no group prefix (`--learning-rate`, `--phase`); the JSON file groups them. Commands with
-flags of their own (`--checkpoint`, `--num-samples`) declare them as a dataclass.
+`--config FILE` is read first, flags then override it. Commands with flags of their own
+(`--checkpoint`, `--num-samples`) declare them as a dataclass.
 """
 
 from __future__ import annotations
@@ -14,125 +13,63 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import tyro
 from pydantic import ValidationError
 
-from cdpvae.config import (
-    Settings,
-    SettingsError,
-    all_settings,
-    describe_validation_error,
-    load_settings,
-)
-from cdpvae.config.renames import flag_of, print_notice, rename_flags
-from cdpvae.config.schema import Setting
+from cdpvae.config import Settings, SettingsError, describe_validation_error, load_settings
+from cdpvae.config.flags import Flags, in_flags
+from cdpvae.config.renames import print_notice, rename_flags
 
 Options = TypeVar("Options")
 
 
 def parse_settings_and(
-    options: type[Options], description: str, argv: Sequence[str] | None = None
+    options: type[Options],
+    description: str,
+    argv: Sequence[str] | None = None,
+    reads: Sequence[str] = tuple(Settings.model_fields),
 ) -> tuple[Settings, Options]:
-    """argv -> the settings (defaults, then --config, then flags) and the command's own options.
+    """Parse argv -> the settings (defaults, then --config, then flags) and the command's options.
+
+    options: dataclass of the flags that the command has beside the settings.
+    description: the first paragraph of its help.
+    argv: arguments without the program's name; those of this process by default.
+    reads: keys of the groups and settings that the command reads ("data", "model.backbone"); only
+        they have flags. A settings file may hold all of them.
 
     `--help` and `--print-config` print and exit with 0. Raises SettingsError, one line.
     """
-    argv, notes = rename_flags(sys.argv[1:] if argv is None else argv)
+    # Old flags, and those that decide what the other ones are.
+    arguments, notes = rename_flags(sys.argv[1:] if argv is None else argv)
     if notes:
         print_notice(", ".join(notes))
-    config, argv = _take_value(argv, "--config")
-    print_config = "--print-config" in argv
-    argv = [arg for arg in argv if arg != "--print-config"]
-    content = (load_settings(config) if config else Settings()).model_dump()
-    _choose_families(content, argv)
-    # Flags exist for the chosen families only, so that a setting without effect is refused.
-    flags = [s for s in all_settings() if s.family in (None, _kind(content, s))]
-    _refuse_other_families(flags, argv)
-    both = dataclasses.make_dataclass(
-        "Command",
-        [
-            *_groups(flags, content),
-            ("options", options, dataclasses.field(default_factory=options)),
-        ],
-        kw_only=True,
-    )
-    both.__doc__ = description + "\n\nAlso: --config FILE (JSON), --print-config."
-    parsed = _parse(both, argv)
-    for setting in flags:
-        group = getattr(parsed, setting.path[0])
-        _holder(content, setting)[setting.path[-1]] = getattr(group, _attribute(setting))
+    config, arguments = _take_value(arguments, "--config")
+    print_config = "--print-config" in arguments
+    arguments = [argument for argument in arguments if argument != "--print-config"]
+
+    # The flags start at the values of the file.
+    start = load_settings(config) if config else Settings()
+    flags = Flags(start.model_dump(), arguments, reads)
+    own = ("options", options, dataclasses.field(default_factory=options))
+    command = dataclasses.make_dataclass("Command", [*flags.fields(), own], kw_only=True)
+    command.__doc__ = description + "\n\nAlso: --config FILE (JSON), --print-config."
+    parsed = _parse(command, arguments)
+
+    # All values are known: now they are validated as a whole.
     try:
-        settings = Settings.model_validate_json(json.dumps(content))
+        settings = Settings.model_validate_json(json.dumps(flags.read(parsed)))
     except ValidationError as error:
-        raise SettingsError(describe_validation_error(error)) from None
+        raise SettingsError(in_flags(describe_validation_error(error))) from None
     if print_config:
         print(settings.dump(), end="")
         raise SystemExit(0)
     return settings, parsed.options
 
 
-def _choose_families(content: dict[str, Any], argv: list[str]) -> None:
-    """Give each family that a flag asks for its defaults, unless the content is of it already."""
-    for setting in all_settings():
-        wanted = _take_value(argv, setting.flag)[0] if setting.is_kind else None
-        if wanted in get_args(setting.annotation) and wanted != _kind(content, setting):
-            holder = _holder(content, setting)
-            holder.clear()
-            holder["kind"] = wanted
-            family = [s for s in all_settings() if s.family == wanted]
-            holder.update({s.path[-1]: s.default for s in family})
-
-
-def _refuse_other_families(flags: list[Setting], argv: list[str]) -> None:
-    """Say of a flag that belongs to another family that it has no effect."""
-    names = {setting.flag for setting in flags}
-    given = {arg.partition("=")[0].replace("_", "-") for arg in argv if arg.startswith("--")}
-    for setting in all_settings():
-        if setting.flag in given - names:
-            choice = flag_of(".".join([*setting.path[:-1], "kind"]))
-            raise SettingsError(f"{setting.flag} has no effect without {choice} {setting.family}")
-
-
-def _groups(flags: list[Setting], content: dict[str, Any]) -> list[tuple[str, type, Any]]:
-    """Build a dataclass for each group, whose fields tyro turns into flags -> dataclass fields."""
-    groups = []
-    for name, field in Settings.model_fields.items():
-        fields = [
-            (
-                _attribute(setting),
-                Annotated[setting.annotation, tyro.conf.arg(help=setting.help)],
-                dataclasses.field(default=_holder(content, setting)[setting.path[-1]]),
-            )
-            for setting in flags
-            if setting.path[0] == name
-        ]
-        if fields:
-            group = dataclasses.make_dataclass(name, fields, kw_only=True)
-            group.__doc__ = field.annotation.__doc__
-            groups.append((name, group, dataclasses.field(default_factory=group)))
-    return groups
-
-
-def _attribute(setting: Setting) -> str:
-    return setting.flag.removeprefix("--").replace("-", "_")
-
-
-def _holder(content: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    """Return the dict of nested settings that holds this one."""
-    for name in setting.path[:-1]:
-        content = content[name]
-    return content
-
-
-def _kind(content: dict[str, Any], setting: Setting) -> str | None:
-    """Return the family that is chosen where this setting lies."""
-    return _holder(content, setting).get("kind")
-
-
 def parse_options(options: type[Options], description: str, argv: Sequence[str] | None) -> Options:
-    """argv -> a command's options, for commands that take no settings."""
+    """Parse argv -> a command's options, for commands that take no settings."""
     field = ("options", options, dataclasses.field(default_factory=options))
     wrapped = dataclasses.make_dataclass("Command", [field], kw_only=True)
     wrapped.__doc__ = description
@@ -152,9 +89,11 @@ def run(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None
     return 0
 
 
-def _take_value(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+def _take_value(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
     """Remove `--flag value` or `--flag=value` -> its value, and the rest."""
-    rest, value, index = [], None, 0
+    # The last occurrence counts, as for every flag.
+    rest: list[str] = []
+    value, index = None, 0
     while index < len(argv):
         arg = argv[index]
         if arg == flag:
@@ -169,18 +108,15 @@ def _take_value(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
-def _parse(command: type, argv: list[str]):
-    """tyro, its boxes of many lines reduced to one."""
+def _parse(command: type, argv: list[str]) -> Any:
+    """Call tyro -> an instance of `command`. Raises SettingsError with tyro's box in one line."""
     # DeepSpeed's launcher adds --local_rank; the environment says the same.
     argv = [arg for arg in argv if not re.fullmatch(r"--local[_-]rank=\d+", arg)]
+    # tyro prints its errors; they are caught and printed as one line by `run`.
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                command,
-                args=argv,
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
+            return tyro.cli(command, args=argv, config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -188,15 +124,12 @@ def _parse(command: type, argv: list[str]):
 
 
 def _one_line(box: str) -> str:
-    """The text of a box drawing, without its frame and its help hints."""
+    """Take the text out of a box drawing, without its frame and its help hints."""
+    # Frame and colours go, then whatever repeats the help.
     lines = [re.sub(r"[│╭╰╮╯─]+", " ", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines if line)
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\s+", " ", re.split(r"For full helptext|Argument helptext:", text)[0]).strip()
-    # tyro titles its boxes and wraps what our own validators say into pydantic's words.
+    # tyro titles its boxes.
     text = re.sub(r"^(Value error|Unrecognized options|Invalid choice|Parsing error) ", "", text)
-    text = re.sub(
-        r"^Error parsing settings\S*: 1 validation error for \w+ (Value error, )?", "", text
-    )
-    text = re.sub(r" \[type=.*$", "", text)
-    return text.strip() or "the command line cannot be read; see --help"
+    return text or "the command line cannot be read; see --help"

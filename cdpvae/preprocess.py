@@ -17,6 +17,9 @@ from collections.abc import Sequence
 
 from cdpvae.command_line import parse_settings_and, run
 
+# The settings that have flags here. Others may stand in a settings file, and are not used.
+READS = ("data", "model.backbone", "model.tokenizer")
+
 
 @dataclasses.dataclass
 class PreprocessOptions:
@@ -32,7 +35,7 @@ def preprocess(argv: Sequence[str] | None = None) -> None:
     Raises ValueError and OSError for what a user can cause.
     """
     settings, options = parse_settings_and(
-        PreprocessOptions, "Turn records into the processed data that training reads.", argv
+        PreprocessOptions, "Turn records into the processed data that training reads.", argv, READS
     )
     # Heavy imports wait until the settings are known to be good.
     from cdpvae.data import LlamaTokenizerWrapper
@@ -47,7 +50,7 @@ def preprocess(argv: Sequence[str] | None = None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
+    """Run `preprocess` -> exit status: 2 for what a user can cause, with one line on stderr."""
     return run(preprocess, argv)
 
 

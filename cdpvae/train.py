@@ -19,7 +19,7 @@ from cdpvae.command_line import parse_settings_and, run
 
 @dataclasses.dataclass
 class TrainOptions:
-    """No flags beside the settings."""
+    """Training has no flags beside the settings."""
 
 
 def train(argv: Sequence[str] | None = None) -> None:
@@ -33,13 +33,14 @@ def train(argv: Sequence[str] | None = None) -> None:
     try:
         trainer = build_trainer(settings, world)
         state = trainer.run()
-        trainer.telemetry.say(f"done: {state.step} steps, {state.skipped} refused")
-        trainer.telemetry.close()
+        trainer.of.telemetry.say(f"done: {state.step} steps, {state.skipped} skipped")
+        trainer.of.telemetry.close()
     finally:
         close_world()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run `train` -> exit status: 2 for what a user can cause, with one line on stderr."""
     return run(train, argv)
 
 

@@ -14,13 +14,13 @@ if [ "${1:-}" = --all ]; then
     shift
 fi
 make_environment test
-ruff check .
+./launch/lint.sh
 for argument in "$@"; do
     [ "$argument" != -m ] || exec python -m pytest "$@"
 done
 
-# First what keeps to one process, a worker on each core; then one after another what starts
-# processes of its own, as trainings beside each other starve.
+# First the tests that stay in one process, with a worker on each core. Then, one after another,
+# those that start several processes: trainings at the same time slow each other down.
 cores=$(python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')
 alone=0 together=0
 OMP_NUM_THREADS=1 python -m pytest -n "$cores" --dist loadfile -m "$which not launch" "$@" || alone=$?

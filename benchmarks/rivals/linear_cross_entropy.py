@@ -4,9 +4,9 @@ Shapes: `T` positions, `M` valid ones among them, `D` hidden, `V` vocabulary. Ev
 the mean over valid positions and is differentiated in `hidden` alone: the head is frozen.
 
 Share of valid positions: at 40 % the other 60 % carry `IGNORE`. Rivals are handed all positions
-with such targets, as a user has them; ours is handed the rows and targets of the valid ones, as the
-collator prepares them on the host (`VAEBatch.target_rows`). `eager_valid` is the eager form given
-the same advantage.
+with such targets, as a user has them; ours is handed the positions and targets of the valid ones,
+as the collator prepares them on the host. `eager_valid` is the eager form given the same advantage.
+The results call T `rows`.
 """
 
 from __future__ import annotations
@@ -22,74 +22,84 @@ from torch import Tensor
 from benchmarks.rivals.operation import BOTH, FORWARD, Operation, Shape, Work
 from cdpvae_kernels import linear_cross_entropy
 
+# The target of a position that is not valid.
 IGNORE = -100
+# The vocabulary of Llama-3.1.
 LLAMA_VOCAB = 128256
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """hidden (T, D), weight (V, D), targets (T,) with IGNORE; rows and row_targets (M,)."""
+    """hidden (T, D), weight (V, D), targets (T,) with IGNORE; positions and their targets (M,)."""
 
     hidden: Tensor
     weight: Tensor
     targets: Tensor
-    rows: Tensor
-    row_targets: Tensor
+    positions: Tensor
+    valid_targets: Tensor
     upstream: None = None
 
     @property
     def wanted(self) -> tuple[Tensor, ...]:
+        """See `operation.Inputs`."""
         return (self.hidden,)
 
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
-    """Random data on which the loss is that of a trained model.
+    """Draw random data on which the loss is that of a trained model.
 
     Logits are standard normal, so their log-sum-exp is about ln V + 1/2; the target's own logit is
     raised to between 8 and 16. With targets of probability near 0, as plain random data has them,
-    the gradient would be the same in every row and the easy case all that is measured.
+    the gradient would be the same at every position and the easy case all that is measured.
     """
     draw = torch.Generator(device).manual_seed(seed)
     count, width, vocab = (int(shape[name]) for name in ("rows", "hidden", "vocab"))
     weight = torch.randn(vocab, width, device=device, generator=draw, dtype=dtype)
     weight.mul_(width**-0.5)
+
+    # Hidden states that point towards their target's own row of the head.
     labels = torch.randint(0, vocab, (count,), device=device, generator=draw)
     hidden = torch.randn(count, width, device=device, generator=draw, dtype=torch.float32)
     raised = torch.rand(count, 1, device=device, generator=draw) * 8.0 + 8.0
     hidden += raised * weight[labels].float()
+
+    # Valid positions at random; all others carry IGNORE.
     order = torch.randperm(count, device=device, generator=draw)
-    rows = order[: round(count * shape["valid"])].sort().values
+    positions = order[: round(count * shape["valid"])].sort().values
     targets = torch.full_like(labels, IGNORE)
-    targets[rows] = labels[rows]
-    return Inputs(hidden.to(dtype).requires_grad_(), weight, targets, rows, labels[rows])
+    targets[positions] = labels[positions]
+    return Inputs(hidden.to(dtype).requires_grad_(), weight, targets, positions, labels[positions])
 
 
 def ours(i: Inputs) -> Tensor:
-    return linear_cross_entropy(
-        i.hidden, i.weight, i.row_targets, rows=i.rows, divisor=i.rows.numel(), ignore_index=None
-    )
+    """Take what the device gets by itself."""
+    return _ours(i, None)
 
 
 def reference(i: Inputs) -> Tensor:
-    """The plain PyTorch that defines ours, chunk by chunk."""
+    """Take the plain PyTorch that defines ours, chunk by chunk."""
+    return _ours(i, "reference")
+
+
+def _ours(i: Inputs, impl: str | None) -> Tensor:
     return linear_cross_entropy(
         i.hidden,
         i.weight,
-        i.row_targets,
-        rows=i.rows,
-        divisor=i.rows.numel(),
+        i.valid_targets,
+        positions=i.positions,
+        divisor=i.positions.numel(),
         ignore_index=None,
-        impl="reference",
+        impl=impl,
     )
 
 
 def description(i: Inputs) -> Tensor:
-    """The description taken literally: whole logits in the model's dtype."""
+    """Take the description literally: whole logits in the model's dtype."""
     return F.cross_entropy(F.linear(i.hidden, i.weight), i.targets, ignore_index=IGNORE)
 
 
 def eager(i: Inputs) -> Tensor:
-    """What transformers' causal models do: whole logits, then a copy of them in fp32."""
+    """Do what transformers' causal models do: whole logits, then a copy of them in fp32."""
     logits = F.linear(i.hidden, i.weight)
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -97,39 +107,39 @@ def eager(i: Inputs) -> Tensor:
 
 
 def eager_valid(i: Inputs) -> Tensor:
-    """`eager` on the valid rows alone: what a careful user writes without a kernel."""
-    logits = F.linear(i.hidden.index_select(0, i.rows), i.weight)
+    """Do `eager` at the valid positions alone: what a careful user writes without a kernel."""
+    logits = F.linear(i.hidden.index_select(0, i.positions), i.weight)
     if logits.dtype != torch.float64:
         logits = logits.float()
-    return F.cross_entropy(logits, i.row_targets)
+    return F.cross_entropy(logits, i.valid_targets)
 
 
 def torch_chunked(i: Inputs) -> Tensor:
-    """torch's own chunked path with its default choices (torch 2.13 and later)."""
+    """Take torch's own chunked path with its default choices (torch 2.13 and later)."""
     return _torch_chunked(i, None)
 
 
 def torch_chunked_by_hand(i: Inputs) -> Tensor:
-    """The same with chunks as large as suits the device: 2,048 rows on a GPU, 512 on a CPU."""
+    """Take the same with chunks that suit the device: 2,048 positions on a GPU, 512 on a CPU."""
     return _torch_chunked(i, 2048 if i.hidden.is_cuda else 512)
 
 
-def _torch_chunked(i: Inputs, rows: int | None) -> Tensor:
+def _torch_chunked(i: Inputs, positions: int | None) -> Tensor:
     if not hasattr(F, "linear_cross_entropy"):
         raise NotImplementedError(f"torch {torch.__version__} has no F.linear_cross_entropy")
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=rows)
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=positions)
     return F.linear_cross_entropy(
         i.hidden, i.weight, i.targets, ignore_index=IGNORE, options=options
     )
 
 
 def liger(i: Inputs) -> Tensor:
-    """Liger-Kernel with its default chunk, about T * D / V rows."""
+    """Take Liger-Kernel with its default chunk, about T * D / V positions."""
     return _liger(i)
 
 
 def liger_8(i: Inputs) -> Tensor:
-    """Liger-Kernel with chunks eight times its default (0.8.5 and later)."""
+    """Take Liger-Kernel with chunks eight times its default (0.8.5 and later)."""
     return _liger(i, chunk_mem_const=8)
 
 
@@ -147,7 +157,7 @@ def _liger(i: Inputs, **settings: int) -> Tensor:
 
 
 def cce(i: Inputs) -> Tensor:
-    """Cut Cross-Entropy by default: gradient blocks below a threshold are skipped.
+    """Take Cut Cross-Entropy with its defaults: it skips gradient blocks below a threshold.
 
     On random data almost all of them are, so this row is its best case.
     """
@@ -157,7 +167,7 @@ def cce(i: Inputs) -> Tensor:
 
 
 def cce_exact(i: Inputs) -> Tensor:
-    """Cut Cross-Entropy that skips nothing."""
+    """Take Cut Cross-Entropy that skips nothing."""
     from cut_cross_entropy import linear_cross_entropy as cut
 
     return _on_a_gpu(
@@ -166,7 +176,7 @@ def cce_exact(i: Inputs) -> Tensor:
 
 
 def _on_a_gpu(call: Callable[[], Tensor]) -> Tensor:
-    """Say what Triton means by "0 active drivers"."""
+    """Run a rival and say what Triton means by "0 active drivers"."""
     try:
         return call()
     except RuntimeError as error:
@@ -176,18 +186,20 @@ def _on_a_gpu(call: Callable[[], Tensor]) -> Tensor:
 
 
 def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
-    """One product with the head forward and one backward, on the valid rows."""
+    """Count one product with the head forward and one backward, at the valid positions."""
     valid = round(shape["rows"] * shape["valid"])
     product = 2.0 * valid * shape["hidden"] * shape["vocab"]
+    # The head is read once a pass; hidden states are read and their gradient is written.
     head, states = shape["hidden"] * shape["vocab"], valid * shape["hidden"]
     if of_pass == BOTH:
         return Work(2.0 * product, (head + 2.0 * states) * itemsize)
     return Work(product, (head + states) * itemsize)
 
 
-def floor(i: Inputs, of_pass: str):
-    """The products alone, on the valid rows, into memory that is already there."""
-    x = i.hidden.detach().index_select(0, i.rows)
+def floor(i: Inputs, of_pass: str) -> Callable[[], object]:
+    """Do the products alone, at the valid positions, into memory that is already there."""
+    # Memory that is there before the timing starts: allocating is no part of the floor.
+    x = i.hidden.detach().index_select(0, i.positions)
     logits = torch.ones(x.shape[0], i.weight.shape[0], dtype=x.dtype, device=x.device)
     grad = torch.ones_like(x)
 
@@ -199,10 +211,10 @@ def floor(i: Inputs, of_pass: str):
     return products
 
 
-def _shapes(rows: tuple[int, ...], hidden: int, vocab: int) -> tuple[Shape, ...]:
+def _shapes(positions: tuple[int, ...], hidden: int, vocab: int) -> tuple[Shape, ...]:
     return tuple(
         {"rows": n, "hidden": hidden, "vocab": vocab, "valid": valid}
-        for n in rows
+        for n in positions
         for valid in (1.0, 0.4)
     )
 

@@ -6,6 +6,7 @@ Shapes: `B` sequences, `T` packed tokens, `S` longest sequence, `D` hidden, `P` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,7 @@ from benchmarks.rivals.operation import (
 )
 from cdpvae_kernels import prefixed_embedding
 
+# What padded ids hold where a sequence has ended.
 PAD = 0
 
 
@@ -36,15 +38,17 @@ class Inputs:
     cu_seqlens: Tensor
     prompts: Tensor
     padded_ids: Tensor
+    # (T + B*P, D). With sequences of equal length the padded output has as many elements.
     upstream: Tensor
-    """(T + B*P, D); with sequences of equal length the padded output has as many elements"""
 
     @property
     def wanted(self) -> tuple[Tensor, ...]:
+        """See `operation.Inputs`."""
         return (self.prompts,)
 
 
 def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Inputs:
+    """Draw random data; only the prompts require a gradient."""
     draw = torch.Generator(device).manual_seed(seed)
     tokens, width, vocab = (int(shape[name]) for name in ("tokens", "hidden", "vocab"))
     batch, num_prompts = int(shape["batch"]), int(shape["prompts"])
@@ -65,37 +69,41 @@ def inputs(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) ->
 
 
 def ours(i: Inputs) -> Tensor:
+    """Take what the device gets by itself."""
     return prefixed_embedding(i.embedding, i.ids, i.cu_seqlens, i.prompts)[0]
 
 
 def reference(i: Inputs) -> Tensor:
-    """Ours, in the plain PyTorch that defines it: what runs on a CPU."""
+    """Take the plain PyTorch that defines ours: what runs on a CPU."""
     return prefixed_embedding(i.embedding, i.ids, i.cu_seqlens, i.prompts, impl="reference")[0]
 
 
 def description(i: Inputs) -> Tensor:
-    """The description taken literally, (B, P + S, D): embed padded ids, put the prompts before."""
+    """Take the description literally, (B, P + S, D): embed padded ids, put the prompts before."""
     return torch.cat([i.prompts, F.embedding(i.padded_ids, i.embedding)], dim=1)
 
 
 def eager(i: Inputs) -> Tensor:
-    """Packed, as one writes it: a list of prompts and texts in turn, put end to end.
+    """Pack as one writes it: a list of prompts and texts in turn, put end to end.
 
     The lengths come from the device, so on a GPU the host waits.
     """
+    # Each sequence's prompts, then its text.
     texts = F.embedding(i.ids, i.embedding).split(i.cu_seqlens.diff().tolist())
     return torch.cat([part for pair in zip(i.prompts, texts, strict=True) for part in pair])
 
 
 def work(shape: Shape, of_pass: str, itemsize: int) -> Work:
-    """Each row of the output read and written; backward the prompts' gradient read and written."""
+    """Count the output read and written; backward the prompts' gradient read and written."""
+    # Embeddings are frozen, so backward touches the prompts' places alone.
     prompts = shape["batch"] * shape["prompts"] * shape["hidden"]
-    rows = shape["tokens"] * shape["hidden"] + prompts
-    moved = 2.0 * rows + (2.0 * prompts if of_pass == BOTH else 0.0)
+    output = shape["tokens"] * shape["hidden"] + prompts
+    moved = 2.0 * output + (2.0 * prompts if of_pass == BOTH else 0.0)
     return Work(0.0, moved * itemsize)
 
 
-def floor(i: Inputs, of_pass: str):
+def floor(i: Inputs, of_pass: str) -> Callable[[], object]:
+    """Copy as many bytes as the least work moves."""
     moved = 2 * i.upstream.nbytes + (2 * i.prompts.nbytes if of_pass == BOTH else 0)
     return copy_of(moved, i.ids.device)
 

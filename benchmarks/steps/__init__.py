@@ -1,1 +1,1 @@
-"""One optimizer step, three ways: ours, from stock parts, and the description to the letter."""
+"""The variants of one optimizer step: cdpvae's, from stock parts, and the literal description."""

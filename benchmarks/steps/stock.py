@@ -1,20 +1,21 @@
-"""The rival a user would reach for: a training step put together from the best stock parts.
+"""A training step from the best stock parts, as a user who knows the libraries would write it.
 
-The same model and terms as `naive_step.py`, from which it inherits what is the same, but written
-by someone who knows the libraries:
+The same model and terms as `naive.py`, from which it inherits the parts that are the same. What
+differs:
 
-    batch       padding-free: rows laid end to end in one, `position_ids` that restart, which is how
-                transformers tells sequences apart. With flash-attn installed attention is
+    batch       padding-free: rows laid end to end in one, `position_ids` that restart, by which
+                transformers separates sequences. With flash-attn installed attention is
                 `flash_attention_2` and costs what the rows cost; otherwise transformers builds a
                 T x T block mask for SDPA, whose cost grows with the square of the micro-batch and
-                on a CPU overtakes padding at some 32 rows: `--stock-layout padded` tells
+                on a CPU exceeds that of padding from some 32 rows on: compare with
+                `--stock-layout padded`
     encoder     one pass for anchor and augmented view
     head        hidden states of predicting positions only; Liger's fused loss on CUDA where it is
                 installed, else torch's chunked `F.linear_cross_entropy`, else plain cross-entropy
     bag         the multi-hot targets in one scatter
 
-None of cdpvae's kernels, packing or switches: LoRA goes off by `disable_adapter()`, and pooling
-is `nn.MultiheadAttention` over padded rows.
+It uses no kernel, packing or switch of cdpvae: LoRA goes off by `disable_adapter()`, and pooling is
+`nn.MultiheadAttention` over padded rows.
 
 Legend: B rows, T packed tokens, L padded length, D hidden, V vocabulary, Z latent, P prompts.
 """
@@ -37,17 +38,21 @@ CHUNK_ROWS = 1024
 
 
 def has(package: str) -> bool:
-    """Whether a package can be imported."""
+    """Find out whether a package can be imported."""
     return importlib.util.find_spec(package) is not None
 
 
 def attention_for(device: torch.device) -> str:
-    """transformers' name of the attention to use."""
+    """Choose the attention, by transformers' name."""
     return "flash_attention_2" if device.type == "cuda" and has("flash_attn") else "sdpa"
 
 
 def head_loss(device: torch.device) -> tuple[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """The best stock loss -> its name, and (hidden (N, D), weight (V, D), targets (N,)) -> mean."""
+    """Choose the best stock loss -> its name, and the function.
+
+    The function takes hidden (N, D), weight (V, D) and targets (N,), and returns the mean.
+    """
+    # Liger's kernel where it can run: on CUDA, and where the extra package is installed.
     if device.type == "cuda" and has("liger_kernel"):
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -59,13 +64,17 @@ def head_loss(device: torch.device) -> tuple[str, Callable[[Tensor, Tensor, Tens
         return "F.linear_cross_entropy", lambda hidden, weight, targets: F.linear_cross_entropy(
             hidden, weight, targets, options=options
         )
+    # An older torch computes whole logits, of the predicting positions only.
     return "F.cross_entropy", lambda hidden, weight, targets: F.cross_entropy(
         F.linear(hidden, weight).float(), targets
     )
 
 
 class StockVAE(NaiveVAE):
-    """`NaiveVAE` without logits, its rows laid end to end unless `layout` is "padded"."""
+    """A `NaiveVAE` without logits, its rows laid end to end unless `layout` is "padded".
+
+    Raises ValueError for a layout that is not in LAYOUTS.
+    """
 
     def __init__(self, setup: Setup, layout: str):
         if layout not in LAYOUTS:
@@ -74,25 +83,25 @@ class StockVAE(NaiveVAE):
         self.layout = layout
 
     def hidden_states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The frozen encoder pass -> (B, L, D), zeros at padding when flattened."""
+        """Run the frozen encoder pass -> (B, L, D), zeros at padding when flattened."""
         with torch.no_grad(), self.llama.disable_adapter():
-            embeds = self.llama.get_input_embeddings()(ids)
-            return self.run(embeds, mask)
+            return self.run(self.layers.embed_tokens(ids), mask)
 
     def decode(self, prompts_BPD: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """-> hidden states of every position, (B, P + L, D)."""
-        embeds = self.llama.get_input_embeddings()(ids)
+        """Compute the hidden states of every position, (B, P + L, D)."""
+        embeds = self.layers.embed_tokens(ids)
         embeds = torch.cat((prompts_BPD.to(embeds.dtype), embeds), dim=1)
         prompt_mask = mask.new_ones(mask.shape[0], self.num_soft_tokens)
         return self.run(embeds, torch.cat((prompt_mask, mask), dim=1))
 
     def run(self, embeds_BLD: Tensor, mask: Tensor) -> Tensor:
-        """The layers in the chosen layout, (B, L, D) in and out."""
-        llama = self.llama.get_base_model().model
+        """Run the layers in the chosen layout, (B, L, D) in and out."""
+        llama = self.layers
         if self.layout == "padded":
             return llama(
                 inputs_embeds=embeds_BLD, attention_mask=mask, use_cache=False
             ).last_hidden_state
+        # Positions restart at each row, which is how transformers sees where a row begins.
         lengths = mask.sum(1).tolist()
         position_ids = (mask.cumsum(1) - 1)[mask.bool()][None]
         hidden = llama(
@@ -102,9 +111,10 @@ class StockVAE(NaiveVAE):
 
 
 class StockStep(NaiveStep):
-    """The parts that differ from `NaiveStep`. `head` names the loss in use."""
+    """The training step from stock parts. `head` names the loss in use."""
 
     name = "stock"
+    model: StockVAE
 
     def __init__(self, setup: Setup, layout: str = "flattened"):
         super().__init__(setup, StockVAE(setup, layout))
@@ -112,23 +122,26 @@ class StockStep(NaiveStep):
 
     @property
     def parts(self) -> str:
-        """What it is made of here, for the row."""
+        """Name the parts in use, for the row."""
         return f"{self.model.layout}, {attention_for(self.setup.device)}, {self.head}"
 
     def forward(self, batch: PaddedBatch) -> Tensor:
+        """Encode, sample z, decode, and add up the weighted terms; one encoder pass for both."""
         model, loss = self.model, self.setup.settings.loss
         ids, mask = batch.instruction, batch.instruction_mask
-        if batch.view is not None:
+        if batch.view is not None and batch.view_mask is not None:
             # A view whose tokens are dropped and not replaced can be shorter than its anchor.
             narrower = ids.shape[1] - batch.view.shape[1]
             view = F.pad(batch.view, (0, narrower), value=self.setup.tokens.pad)
             ids = torch.cat((ids, view))
             mask = torch.cat((mask, F.pad(batch.view_mask, (0, narrower))))
+        # One pass for both: the first rows are the anchors, the others their views.
         mu, logvar = model.encode(ids, mask)
         rows = len(batch.instruction)
         mu, mu_view, logvar = mu[:rows], mu[rows:], logvar[:rows]
         z = self.reparameterize(mu, logvar, batch.noise_BZ)
         hidden = model.decode(model.projector(z), batch.decoder_input, batch.response_mask)
+        # Each term by its weight, as in the naive step.
         total = self.reconstruction(hidden, batch.labels)
         total = total + loss.beta_max * self.kl(mu, logvar)
         total = total + loss.bow_weight * self.bag_of_words(model.bow_head(z), batch.labels)
@@ -136,15 +149,21 @@ class StockStep(NaiveStep):
             total = total + loss.contrastive_weight * self.infonce(mu, mu_view)
         return total
 
-    def reconstruction(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """hidden (B, P + L, D): only positions that predict a token reach the head."""
+    def reconstruction(self, decoded: Tensor, labels: Tensor) -> Tensor:
+        """Compute the mean cross-entropy; only positions that predict a token reach the head.
+
+        decoded (B, P + L, D): the hidden states that `decode` returns. labels (B, L).
+        """
+        # The position before a token predicts it.
         targets = labels[:, 1:]
         predicts = targets != IGNORE
-        predicting = hidden[:, -labels.shape[1] : -1][predicts]
+        predicting = decoded[:, -labels.shape[1] : -1][predicts]
         weight = self.model.llama.get_output_embeddings().weight
         return self.head_loss(predicting, weight, targets[predicts])
 
     def bag_of_words(self, bow_logits: Tensor, labels: Tensor) -> Tensor:
+        """Compute the binary cross-entropy with multi-hot targets, filled in one scatter."""
+        # BOS, EOS and padding are no content.
         special = torch.tensor(self.setup.tokens.no_content, device=labels.device)
         content = (labels != IGNORE) & ~torch.isin(labels, special)
         target = torch.zeros(bow_logits.shape, device=bow_logits.device)

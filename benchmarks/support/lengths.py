@@ -2,9 +2,9 @@
 
 What packing saves depends on how unequal rows are, so lengths are never made up. They come from
 text (`--lengths FILE`, anything `cdpvae.preprocess` reads), from processed data (`--data DIR`), or
-from `lengths.json` beside this file: 512 (instruction, response) pairs of lengths drawn at random
-from the file that it names, by the tokenizer that it names. Those have lengths and no text, so
-their ids are drawn log-uniformly, which resembles word frequencies.
+from `lengths.json` beside this file: 512 (instruction, response) pairs of lengths, drawn at random
+from the file and by the tokenizer that it names. These pairs have no text, so their ids are drawn
+log-uniformly, which resembles word frequencies.
 
 Make `lengths.json` anew: `python -m benchmarks.support.lengths FILE > lengths.json`.
 """
@@ -21,7 +21,8 @@ from pathlib import Path
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import DataConfig
 from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset
-from cdpvae.tiny_backbone import read_texts, train_tokenizer
+from cdpvae.sample.texts import read_texts
+from cdpvae.sample.tokenizer import train_tokenizer
 
 SHIPPED = Path(__file__).with_name("lengths.json")
 PLAIN_TOKENS = SpecialTokens(bos=1, eos=2, pad=0, unk=3, special=(0, 1, 2, 3))
@@ -30,7 +31,7 @@ SHIPPED_PAIRS, SHIPPED_VOCABULARIES, POSITIONS = 512, (4096, 32000), 2048
 
 @dataclass(frozen=True)
 class Row:
-    """One training row, special tokens included. index: in the data set, keys random draws."""
+    """One training row, special tokens included. index: in the data set; keys random draws."""
 
     instruction: list[int]
     response: list[int]
@@ -39,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Corpus:
-    """source: where lengths and ids come from, in words. max_id: the largest id used."""
+    """The rows of a run. tokens: special ids. source: where lengths and ids come from, in words."""
 
     rows: list[Row]
     tokens: SpecialTokens
@@ -47,39 +48,44 @@ class Corpus:
 
     @property
     def max_id(self) -> int:
+        """Find the largest id in use."""
         return max(max(*row.instruction, *row.response) for row in self.rows)
 
 
 @dataclass(frozen=True)
-class Window:
-    """The data of one optimizer step. with_view: it computes the augmented view."""
+class StepBatch:
+    """The micro-batches of one optimizer step. with_view: it computes the augmented view."""
 
     micro_batches: list[list[Row]]
     with_view: bool
 
     @property
     def rows(self) -> list[Row]:
+        """List the rows of all micro-batches."""
         return [row for rows in self.micro_batches for row in rows]
 
     @property
     def instruction_tokens(self) -> int:
+        """Count the tokens of the instructions, without padding and views."""
         return sum(len(row.instruction) for row in self.rows)
 
     @property
     def response_tokens(self) -> int:
+        """Count the tokens of the responses, without padding and soft prompts."""
         return sum(len(row.response) for row in self.rows)
 
     @property
     def target_tokens(self) -> int:
-        """Every response token but the first of its row is predicted."""
+        """Count the predicted tokens: every response token but the first of its row."""
         return self.response_tokens - len(self.rows)
 
 
-def windows(corpus: Corpus, micro_batch: int, accum: int, seed: int) -> Iterator[Window]:
-    """Endless windows of shuffled rows; every other one computes the view.
+def step_batches(corpus: Corpus, micro_batch: int, accum: int, seed: int) -> Iterator[StepBatch]:
+    """Draw step batches of shuffled rows without end; every other step computes the view.
 
-    That is the description's `augmentation_probability` of 0.5, without its chance.
-    Raises ValueError when the corpus has fewer rows than a window.
+    This is the description's `augmentation_probability` of 0.5, without its chance.
+    micro_batch: rows per micro-batch. accum: micro-batches per step.
+    Raises ValueError when the corpus has fewer rows than a step.
     """
     wanted = micro_batch * accum
     if len(corpus.rows) < wanted:
@@ -87,13 +93,15 @@ def windows(corpus: Corpus, micro_batch: int, accum: int, seed: int) -> Iterator
             f"micro_batch={micro_batch} x accum={accum} needs {wanted} rows, the data has "
             f"{len(corpus.rows)}; give more data or smaller batches"
         )
-    order, with_view, shuffle = [], True, random.Random(seed)
+    order: list[Row] = []
+    with_view, shuffle = True, random.Random(seed)
     while True:
+        # A rest that is too short for a step is dropped: no step has fewer rows than another.
         if len(order) < wanted:
             order = shuffle.sample(corpus.rows, len(corpus.rows))
         taken, order = order[:wanted], order[wanted:]
         cuts = range(0, wanted, micro_batch)
-        yield Window([taken[cut : cut + micro_batch] for cut in cuts], with_view)
+        yield StepBatch([taken[cut : cut + micro_batch] for cut in cuts], with_view)
         with_view = not with_view
 
 
@@ -104,16 +112,22 @@ def open_corpus(
     vocab_size: int,
     bounds: DataConfig,
 ) -> Corpus:
-    """The rows of a benchmark run; see the module.
+    """Open the rows of a benchmark run; the module says where they can come from.
 
+    lengths: a file of text, or None.
+    data: a processed directory, or None.
     tokenizer: for `lengths`, a directory or hub id; without it a byte-level BPE of at most
-    `vocab_size` (and 32,000) tokens is trained on the text itself. bounds: lengths outside are
-    left out, as preprocessing does. Raises ValueError for inputs that cannot be read or combined.
+        `vocab_size` (and 32,000) tokens is trained on the text itself.
+    vocab_size: of the backbone; ids stay below it where the tokenizer or the ids are made here.
+    bounds: rows with lengths outside are left out, as preprocessing does.
+    Raises ValueError for inputs that cannot be read or combined.
     """
+    # An option without effect is refused, not ignored.
     if lengths and data:
         raise ValueError("--lengths and --data: give one of them")
     if tokenizer and not lengths:
         raise ValueError(f"--tokenizer {tokenizer}: it has no effect without --lengths")
+    # The source, by what was given.
     if data:
         return _within(_processed(data), bounds)
     if lengths:
@@ -137,6 +151,7 @@ def _processed(directory: str) -> Corpus:
         Row(row["instruction_ids"], row["response_ids"], index)
         for index, row in enumerate(split[n] for n in range(len(split)))
     ]
+    # The special ids are those of the tokenizer that the data names.
     manifest = split.manifest["tokenizer"]
     tokens = LlamaTokenizerWrapper.from_pretrained(manifest["name"]).special_tokens()
     name = Path(manifest["name"]).name
@@ -144,6 +159,7 @@ def _processed(directory: str) -> Corpus:
 
 
 def _tokenised(file: str, tokenizer: str | None, vocab_size: int) -> Corpus:
+    # Plain text is instruction and response at once, as preprocessing has it.
     pairs = [text.parts if len(text.parts) == 2 else text.parts * 2 for text in read_texts(file)[0]]
     if tokenizer:
         wrapper, name = LlamaTokenizerWrapper.from_pretrained(tokenizer), Path(tokenizer).name
@@ -151,6 +167,7 @@ def _tokenised(file: str, tokenizer: str | None, vocab_size: int) -> Corpus:
         size = min(vocab_size, max(SHIPPED_VOCABULARIES))
         wrapper = LlamaTokenizerWrapper(train_tokenizer(pairs, size, POSITIONS))
         name = f"a byte-level BPE of {len(wrapper)} tokens trained on it"
+    # Encoded as preprocessing does, special tokens included.
     instructions = wrapper.encode_instructions([pair[0] for pair in pairs])
     responses = wrapper.encode_responses([pair[1] for pair in pairs])
     rows = [Row(i, r, n) for n, (i, r) in enumerate(zip(instructions, responses, strict=True))]
@@ -158,11 +175,13 @@ def _tokenised(file: str, tokenizer: str | None, vocab_size: int) -> Corpus:
 
 
 def _shipped(vocab_size: int) -> Corpus:
+    # The lengths are those of the shipped vocabulary that is nearest in size.
     content = json.loads(SHIPPED.read_text())
     size = min(vocab_size, max(SHIPPED_VOCABULARIES))
     nearest = min(content["pairs"], key=lambda name: abs(int(name) - size))
     draw, first = random.Random(0), max(PLAIN_TOKENS.special) + 1
 
+    # Log-uniform ids: small ones are frequent, as words are.
     def text(count: int) -> list[int]:
         return [first + int((size - first) ** draw.random()) - 1 for _ in range(count)]
 
@@ -174,7 +193,8 @@ def _shipped(vocab_size: int) -> Corpus:
 
 
 def measure(file: str) -> dict:
-    """What `lengths.json` holds, of one file of text."""
+    """Measure one file of text -> the content of `lengths.json`."""
+    # For each vocabulary size the same number of rows that pass the default length bounds.
     pairs = {}
     for size in SHIPPED_VOCABULARIES:
         corpus = _within(_tokenised(file, None, size), DataConfig())
@@ -185,6 +205,7 @@ def measure(file: str) -> dict:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Print the content of `lengths.json` for the file that argv names."""
     content = measure(argv[0])
     print(json.dumps(content, separators=(",", ":")))
 

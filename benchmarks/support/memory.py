@@ -1,9 +1,9 @@
-"""Peak memory of a variant, beyond what was there before it ran. Figures are bytes.
+"""Peak memory of a variant, beyond what was in use before it ran. Figures are bytes.
 
 CUDA: the allocator's peak less what it held at the start. CPU: the resident size of a child
 process that runs this variant alone, its peak less its size after loading. The peak is read from
-`VmHWM`, reset through `/proc/self/clear_refs`: `ru_maxrss` would not do, since Linux carries it
-over from the parent when a child is started.
+`VmHWM`, reset through `/proc/self/clear_refs`: `ru_maxrss` would not do, since Linux copies it
+from the parent when a child is started.
 """
 
 from __future__ import annotations
@@ -26,28 +26,32 @@ from benchmarks.support.timing import Failure
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# What marks a child's result among the other lines of its output.
 RESULT_MARK = "benchmark-result: "
 KILLED = -9
 
 
 @dataclass(frozen=True)
 class Peak:
-    """start: bytes held before the call. peak: the most held during it."""
+    """The bytes that a call held. start: before the call. peak: the most during the call."""
 
     start: int
     peak: int
 
     @property
     def extra(self) -> int:
+        """Compute what the call added at its peak."""
         return self.peak - self.start
 
 
 def peak_of(call: Callable[[], object], device: torch.device) -> Peak:
-    """Run `call` once and watch. On a CPU only meaningful in a process of its own, `in_child`.
+    """Run `call` once and measure its peak.
 
-    Raises ValueError where the CPU's figure cannot be read (not a Linux).
+    On a CPU the figure means something only in a process of its own: see `in_child`. Raises
+    ValueError where the CPU's figure cannot be read (systems other than Linux).
     """
     gc.collect()
+    # CUDA: the allocator keeps the peak.
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -56,6 +60,7 @@ def peak_of(call: Callable[[], object], device: torch.device) -> Peak:
         call()
         torch.cuda.synchronize(device)
         return Peak(start, torch.cuda.max_memory_allocated(device))
+    # CPU: the kernel keeps the peak of the process.
     _return_free_memory()
     _reset_resident_peak()
     start = resident_bytes()
@@ -64,7 +69,7 @@ def peak_of(call: Callable[[], object], device: torch.device) -> Peak:
 
 
 def resident_bytes(field: str = "VmRSS") -> int:
-    """This process's resident size, or with "VmHWM" its peak since the last reset."""
+    """Read this process's resident size, or with "VmHWM" its peak since the last reset."""
     _require_proc()
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024
@@ -76,7 +81,7 @@ def _reset_resident_peak() -> None:
 
 
 def _return_free_memory() -> None:
-    """What loading freed goes back to the system, or the call would use it and seem cheaper."""
+    """Return what loading freed to the system: a call that reuses it would seem cheaper."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
@@ -90,9 +95,10 @@ def _require_proc() -> None:
 
 
 class ProcessesWatch:
-    """Context: `peak`, the most bytes that a process and its children held at once, sampled.
+    """Sample the memory of a process and its children inside a context.
 
-    Pages that processes share count once over those that share them (PSS).
+    `peak`: the most bytes that they held at once. A page that several processes share is divided
+    among them (PSS).
     """
 
     def __init__(self, pid: int) -> None:
@@ -109,6 +115,7 @@ class ProcessesWatch:
 
     def _watch(self) -> None:
         while not self._done.wait(0.25):
+            # Children come and go: a sample during which one ended is skipped.
             try:
                 processes = [self.process, *self.process.children(recursive=True)]
                 held = sum(process.memory_full_info().pss for process in processes)
@@ -118,11 +125,16 @@ class ProcessesWatch:
 
 
 def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> dict | Failure:
-    """Run `python -m MODULE --child JOB` in a fresh process -> what it hands to `report`.
+    """Run `python -m MODULE --child JOB` in a fresh process -> what it gives to `report`.
 
-    job: what to do, as JSON. threads: of the child. A child that fails, is killed (on a CPU the
-    way to run out of memory) or overruns `timeout` seconds is a `Failure`, with its last line.
+    module: the name of the module to run.
+    job: what to do; passed on as JSON.
+    threads: OpenMP threads of the child.
+    timeout: seconds.
+    A child that fails, is killed (on a CPU the sign of too little memory) or runs longer than
+    `timeout` becomes a `Failure`, with its last line.
     """
+    # A fresh process starts from the same memory each time.
     command = [sys.executable, "-m", module, "--child", json.dumps(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     try:
@@ -136,9 +148,11 @@ def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> d
         )
     except subprocess.TimeoutExpired:
         return Failure(f"not finished after {timeout:.0f} s")
+    # A good child prints one line that is marked as its result.
     for line in done.stdout.splitlines():
         if done.returncode == 0 and line.startswith(RESULT_MARK):
             return json.loads(line.removeprefix(RESULT_MARK))
+    # Otherwise the last line of its errors says why.
     if done.returncode == KILLED:
         return Failure("out of memory (the process was killed)", True)
     last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -147,5 +161,5 @@ def in_child(module: str, job: dict, threads: int, timeout: float = 3600.0) -> d
 
 
 def report(result: dict) -> None:
-    """In the child: hand `result` (JSON) back to `in_child`."""
+    """Print `result` as JSON in the child, for `in_child` to find."""
     print(RESULT_MARK + json.dumps(result), flush=True)

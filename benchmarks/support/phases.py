@@ -1,7 +1,7 @@
 """Where a step spends its time: named calls are timed, each without the calls inside it.
 
-The device is synchronised at every border, so the phases add up to somewhat more than a step
-takes undisturbed; they tell shares, and `timing.py` tells the time.
+The device is synchronised where a phase begins and ends, so the phases add up to somewhat more
+than an undisturbed step takes: they give shares, and `timing.py` gives the time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -18,9 +19,12 @@ from benchmarks.support.timing import synchronize
 Timed = tuple[object, str, str]
 """(object, name of its method, phase)"""
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 
 class PhaseClock:
-    """`seconds`: by phase, what the timed calls took, calls inside them taken off."""
+    """Add up seconds by phase, in `seconds`. A timed call inside another one counts once."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -29,7 +33,8 @@ class PhaseClock:
 
     @contextmanager
     def watching(self, timed: list[Timed]) -> Iterator[None]:
-        """Inside, calls of these methods on these objects are timed."""
+        """Time the calls of these methods on these objects inside the context."""
+        # An attribute of the instance hides the method of the class.
         for owner, name, phase in timed:
             setattr(owner, name, self._wrap(getattr(owner, name), phase))
         try:
@@ -39,11 +44,12 @@ class PhaseClock:
                 # The class's own method was only hidden by the instance's attribute.
                 delattr(owner, name)
 
-    def _wrap(self, method: Callable, phase: str) -> Callable:
+    def _wrap(self, method: Callable[Arguments, Result], phase: str) -> Callable[Arguments, Result]:
         @functools.wraps(method)
-        def call(*args, **kwargs):
+        def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             synchronize(self.device)
             start = time.perf_counter()
+            # The calls inside this one add their seconds to the last entry.
             self._inner.append(0.0)
             try:
                 return method(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Randomness handed from one implementation to the others, so that their losses can be compared."""
+"""Random draws that all implementations share, so that their losses can be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Draws:
-    """Of one micro-batch of B rows.
+    """The random draws of one micro-batch of B rows.
 
     noise_BZ: (B, Z) fp32, the posterior's. response_inputs: word-dropped response ids per row.
     views: ids of the augmented instruction per row.
@@ -24,9 +24,12 @@ class Draws:
 
 @contextmanager
 def without_dropout(module: nn.Module) -> Iterator[None]:
-    """Every dropout rate in `module` is 0 inside, `nn.Dropout` and `dropout` attributes alike."""
-    rates = [(m, "p", m.p) for m in module.modules() if isinstance(m, nn.Dropout)]
+    """Set every dropout rate in `module` to 0 inside the context."""
+    # A rate is that of an `nn.Dropout`, or a float attribute that attention layers call dropout.
+    rates: list[tuple[nn.Module, str, float]] = []
     for owner in module.modules():
+        if isinstance(owner, nn.Dropout):
+            rates.append((owner, "p", owner.p))
         if isinstance(rate := getattr(owner, "dropout", None), float):
             rates.append((owner, "dropout", rate))
     try:

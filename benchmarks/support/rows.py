@@ -1,7 +1,7 @@
-"""Rows of results: what they were measured under, the CSV they are kept in, a PNG of them.
+"""Rows of results: their conditions, the CSV that keeps them, and a PNG of them.
 
-A row is comparable with another only together with its conditions, so `conditions` goes into every
-row: command, commit, versions, device.
+Two rows can only be compared by their conditions, so `conditions` goes into every row: command,
+commit, versions, device.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ def conditions(
     device: torch.device,
     packages: Sequence[str] = PACKAGES,
 ) -> dict[str, str]:
-    """What a row needs to be compared with another one.
+    """Collect what a row needs to be compared with another one.
 
-    module, arguments: how to run it again, `python -m MODULE ARGUMENTS`. packages: those whose
-    versions matter; one that is not installed is left out.
+    module: with `arguments`, how to run it again: `python -m MODULE ARGUMENTS`.
+    arguments: the command line after the module.
+    device: where it ran.
+    packages: those whose versions matter; a package that is not installed is left out.
     """
     return {
         "date": date.today().isoformat(),
@@ -43,17 +45,19 @@ def conditions(
 
 
 def commit() -> str:
-    """The short hash of HEAD, with "+" where tracked files differ from it."""
+    """Find the short hash of HEAD, with "+" where tracked files differ from it."""
     git = ["git", "-C", str(REPOSITORY)]
+    # A benchmark may run outside a repository, from an unpacked archive.
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     if head.returncode:
         return "unknown"
+    # Files that git does not track do not count.
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode
     return head.stdout.strip() + ("+" if changed else "")
 
 
 def versions(packages: Sequence[str]) -> str:
-    """ "torch 2.13.0, triton 3.7.1": the installed ones of `packages`."""
+    """List the installed ones of `packages`, as in "torch 2.13.0, triton 3.7.1"."""
     found = []
     for name in packages:
         try:
@@ -64,7 +68,7 @@ def versions(packages: Sequence[str]) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's threads of this run, cores and vector instructions."""
+    """Name the GPU, or the threads of this run, the cores and the vector instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads, cores = torch.get_num_threads(), os.cpu_count()
@@ -72,10 +76,12 @@ def device_name(device: torch.device) -> str:
 
 
 def append(path: Path, rows: Sequence[dict]) -> None:
-    """Add rows to a CSV. Columns that are new, or that the rows lack, stay empty elsewhere."""
+    """Add rows to a CSV. A row stays empty in the columns that only other rows have."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # All columns in the order of their first appearance, so that old rows keep their places.
     every = [*(read(path) if path.exists() else []), *rows]
     columns = list(dict.fromkeys(name for row in every for name in row))
+    # Write a new file and put it in the old one's place: a killed run loses no row.
     beside = path.with_suffix(".csv.partial")
     with beside.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=columns, restval="")
@@ -85,22 +91,24 @@ def append(path: Path, rows: Sequence[dict]) -> None:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV. Raises OSError where there is none."""
+    """Read the rows of a CSV. Raises OSError where there is no file."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def bars(path: Path, title: str, panels: dict[str, dict[str, tuple[float, float, float]]]) -> None:
-    """A PNG with one panel per measure, one bar per variant.
+    """Draw a PNG with one panel per measure and one bar per variant.
 
     panels: {"label [unit]": {variant: (low, value, high)}}; low and high draw the error bar.
     """
+    # Imported here: most benchmarks of a session draw nothing.
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.6), squeeze=False)
+    # One panel per measure: each has a unit of its own.
     for axis, (label, values) in zip(axes[0], panels.items(), strict=True):
         heights = [value for _, value, _ in values.values()]
         below = [value - low for low, value, _ in values.values()]

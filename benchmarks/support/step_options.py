@@ -1,4 +1,4 @@
-"""What `train_step.py` is asked on the command line, and what is built from it.
+"""The options of `train_step.py`, and what is built from them.
 
 A child process that measures memory builds the same from the same options.
 """
@@ -6,16 +6,17 @@ A child process that measures memory builds the same from the same options.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from benchmarks.steps.naive import NaiveStep
 from benchmarks.steps.ours import OurStep
 from benchmarks.steps.stock import StockStep
-from benchmarks.support.lengths import Corpus, Window, open_corpus, windows
+from benchmarks.support.lengths import Corpus, StepBatch, open_corpus, step_batches
 from benchmarks.support.step_setup import Setup, llama_for, make_setup, settings_for
 
+# The variants; "ours" comes first because the others are compared with it.
 NAMES = ("ours", "naive", "stock")
 
 
@@ -24,6 +25,7 @@ class StepOptions:
     """Which model, which data, and what is measured."""
 
     shape: Literal["tiny", "8b"] = "tiny"
+    """dimensions of the Llama, and the settings that go with them"""
     backbone: str | None = None
     """a Llama directory or hub id; default: random weights of the shape"""
     lengths: str | None = None
@@ -39,7 +41,9 @@ class StepOptions:
     steps: int = 4
     """optimizer steps per measurement, even: every other one computes the view"""
     rounds: int = 7
+    """timed rounds; every round measures each variant once"""
     warmup: int = 1
+    """untimed rounds before them"""
     device: str | None = None
     """default: cuda where there is one"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -55,28 +59,37 @@ class StepOptions:
     memory: bool = True
     """measure peak memory, in child processes"""
     double: bool = False
-    """ask only: does ours run at twice the micro-batch within naive's peak?"""
+    """ask only whether ours runs at twice the micro-batch within naive's peak"""
     largest: float | None = None
-    """ask only: the largest micro-batch (by doubling) of each variant within this many GiB"""
+    """ask only for the largest micro-batch (by doubling) of each variant within this many GiB"""
     threads: int | None = None
     """torch threads; default: torch's choice"""
     seed: int = 0
+    """of the weights and the order of the rows"""
     results: str | None = None
     """where CSV and PNG go; default: benchmarks/results"""
     save: bool = True
     """write them"""
 
+    @property
+    def torch_device(self) -> torch.device:
+        """Return the device of the run: `device`, or the default."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
     def check(self) -> None:
         """Resolve what is "auto". Raises ValueError for options that do not go together."""
+        # Half of the steps compute the view.
         if self.steps < 2 or self.steps % 2:
             raise ValueError(f"steps={self.steps}: an even number, half of them with the view")
+        # The variants to time.
         if unknown := set(self.only) - set(NAMES):
             raise ValueError(f"only={sorted(unknown)}: the variants are {', '.join(NAMES)}")
         if "ours" not in self.only:
             raise ValueError(f"only={self.only}: 'ours' is what the others are compared with")
-        self.device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # The device decides the precision, and the precision the engine.
+        self.device = str(self.torch_device)
         if self.precision == "auto":
-            self.precision = "bf16" if self.device.startswith("cuda") else "fp32"
+            self.precision = "bf16" if self.torch_device.type == "cuda" else "fp32"
         if self.engine == "auto":
             self.engine = "deepspeed" if self.precision == "bf16" else "torch"
         if self.threads:
@@ -84,7 +97,8 @@ class StepOptions:
 
 
 def open_setup(options: StepOptions) -> tuple[Setup, Corpus]:
-    """Settings, data and weights, the same in every process that asks with the same options."""
+    """Open settings, data and weights: the same in every process for the same options."""
+    # Settings and dimensions are cheap and come first: they decide what the data must fit.
     settings = settings_for(
         options.shape,
         options.micro_batch,
@@ -101,25 +115,24 @@ def open_setup(options: StepOptions) -> tuple[Setup, Corpus]:
         llama.vocab_size,
         settings.data,
     )
-    device = torch.device(options.device)
-    return make_setup(settings, llama, options.backbone, corpus, device), corpus
+    return make_setup(settings, llama, options.backbone, corpus, options.torch_device), corpus
 
 
 def build(name: str, setup: Setup, options: StepOptions) -> OurStep | NaiveStep:
-    """One variant over the shared weights."""
+    """Build one variant over the shared weights."""
     if name == "ours":
         return OurStep(setup, options.engine)
     return NaiveStep(setup) if name == "naive" else StockStep(setup, options.stock_layout)
 
 
-def some_windows(corpus: Corpus, options: StepOptions) -> list[Window]:
-    """The windows of one measurement."""
-    endless = windows(corpus, options.micro_batch, options.accum, options.seed)
+def measured_batches(corpus: Corpus, options: StepOptions) -> list[StepBatch]:
+    """Draw the step batches of one measurement."""
+    endless = step_batches(corpus, options.micro_batch, options.accum, options.seed)
     return [next(endless) for _ in range(options.steps)]
 
 
-def head(name: str, options: StepOptions) -> dict:
-    """What a row is about."""
+def identify(name: str, options: StepOptions) -> dict[str, Any]:
+    """Make the first columns of a row: variant, shape, precision and batch sizes."""
     return {
         "variant": name,
         "shape": options.shape if options.backbone is None else "backbone",

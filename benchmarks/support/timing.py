@@ -1,8 +1,8 @@
 """Timing of variants that are compared with each other.
 
 Variants run interleaved: every round runs each of them once, and each round starts with another
-one, so that what drifts (clock, cache, neighbours on the machine) falls on all alike. A figure is
-the median of the rounds with its 20th and 80th percentile. Times are seconds.
+variant, so that drift (clock, cache, other load on the machine) affects all of them alike. A
+figure is the median of the rounds with its 20th and 80th percentile. Times are seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: 20th, 50th and 80th percentile of `samples` measurements."""
+    """The 20th, 50th and 80th percentile of `samples` measurements, in seconds."""
 
     p20: float
     p50: float
@@ -27,24 +27,27 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> Timing:
-        """Raises ValueError when there is nothing to summarise."""
+        """Summarise measurements. Raises ValueError when there are none."""
         if not seconds:
             raise ValueError("no measurement: at least one round is needed")
         if len(seconds) == 1:
-            return cls(*seconds * 3, 1)
+            [only] = seconds
+            return cls(only, only, only, 1)
+        # Deciles: the second, the fifth and the eighth.
         cuts = quantiles(seconds, n=10, method="inclusive")
         return cls(cuts[1], cuts[4], cuts[7], len(seconds))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a variant has no figure, in one line; `out_of_memory` tells the common case apart."""
+    """Why a variant has no figure, in one line; `out_of_memory` marks the common reason."""
 
     reason: str
     out_of_memory: bool = False
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
+        """Describe an error by its type and its first line, at most 300 characters."""
         text = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")
         if is_out_of_memory(error):
@@ -53,7 +56,8 @@ class Failure:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's error has a type of its own; the CPU allocator says it in a RuntimeError's text."""
+    """Recognise CUDA's error by its type, and the CPU allocator's by its text."""
+    # A RuntimeError can be anything: only its text says that memory was short.
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
@@ -66,16 +70,17 @@ def synchronize(device: torch.device) -> None:
 
 
 def release(device: torch.device) -> None:
-    """Give back what the last variant left, so that the next one starts alike."""
+    """Free what the last variant left, so that every variant starts alike."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def seconds_of(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Wall seconds of one call, averaged over `calls` in a row, the device's queue included.
+    """Measure the wall seconds of one call, averaged over `calls` in a row.
 
-    Wall time and not device events: what the host adds to a step is part of its price.
+    The device's queue is waited for. Wall time and not device events: what the host adds to a
+    step is part of its cost.
     """
     synchronize(device)
     start = time.perf_counter()
@@ -96,10 +101,13 @@ def interleaved(
 ) -> dict[str, Timing | Failure]:
     """Time all variants in interleaved rounds -> a `Timing`, or the `Failure` that ended it.
 
-    warmup: untimed rounds first. calls: calls in a row per measurement, for short operations.
+    variants: what to call, by name.
+    device: where the variants run; its queue is waited for.
+    rounds: timed rounds. Raises ValueError for fewer than one.
+    warmup: untimed rounds before them.
+    calls: calls in a row per measurement, for short operations.
     between: runs untimed before each measurement, say to flush the cache or clear gradients.
     A variant that raises is left out from there on and does not disturb the others.
-    Raises ValueError for fewer than one round.
     """
     if rounds < 1 or warmup < 0 or calls < 1:
         raise ValueError(
@@ -109,12 +117,14 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in names}
     failures: dict[str, Failure] = {}
     for number in range(warmup + rounds):
+        # Each round starts one variant later, so that no variant always runs first.
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
             if name in failures:
                 continue
             if between is not None:
                 between()
+            # A variant that fails leaves its memory to the others and is not called again.
             try:
                 taken = seconds_of(variants[name], device, calls)
             except (RuntimeError, ValueError, NotImplementedError, MemoryError) as error:
@@ -122,6 +132,7 @@ def interleaved(
                 del error
                 release(device)
                 continue
+            # Warm-up rounds load code and fill caches; their times are not kept.
             if number >= warmup:
                 seconds[name].append(taken)
     timings = {name: Timing.of(seconds[name]) for name in names if name not in failures}

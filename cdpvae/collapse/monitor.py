@@ -1,29 +1,25 @@
-"""Is the posterior collapsing? Indicators over a sliding window of posteriors.
+"""Tell whether the posterior collapses, from a sliding window of codes.
 
-The window holds posteriors of all ranks, so every rank sees the same and decides the same. The
-random draws of the mutual information depend on the number of the check alone: a resumed run
-repeats them.
-
-Legend: N rows of the window, Z latent.
+The window holds codes of all ranks, so every rank sees the same and decides the same. What is
+measured is the latent family's own health; this file compares it with thresholds. The random
+draws of an estimator depend on the number of the check alone: a resumed run repeats them.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from cdpvae.config import CollapseConfig
-from cdpvae.metrics import active_units, kl_per_dim, mutual_information
+from cdpvae.latents import Code
 
 
 class Level(IntEnum):
-    """How bad it is."""
+    """Severity of a collapse."""
 
     NONE = 0
     MILD = 1
@@ -31,144 +27,135 @@ class Level(IntEnum):
     SEVERE = 3
 
 
+class Family(Protocol):
+    """What the monitor needs of a latent family."""
+
+    @property
+    def code_type(self) -> type[Code]:
+        """The class of the family's codes."""
+        ...
+
+    def health(self, code: Code, *, seed: int, active_variance: float) -> dict[str, float]:
+        """Return the figures by which the family's state is judged."""
+        ...
+
+
 @dataclass(frozen=True)
 class CollapseMetrics:
-    """One check. au, au_ratio: active units and their share. mi: nats, below its cap mi_cap =
-    log N. mean_kl: nats per dimension. infonce_bound: log K - InfoNCE of anchor against augmented
-    means, where they were given. indicators: the thresholds missed.
+    """One check.
 
+    health: the family's figures, by name. For the Gaussian these are active_units and
+        active_unit_ratio, mutual_information (nats) below its cap mutual_information_cap = log N,
+        and mean_kl (nats per dimension).
+    level: how many thresholds are missed, and how far.
     is_collapsing: the level was above NONE in `patience` checks in a row.
+    indicators: the thresholds missed.
+    notes: thresholds that could not be judged, and why.
+    infonce_bound: log K - InfoNCE of anchor against augmented vectors, where they were given.
     """
 
-    au: int
-    au_ratio: float
-    mi: float
-    mi_cap: float
-    mean_kl: float
     level: Level
     is_collapsing: bool
-    indicators: tuple[str, ...]
-    notes: tuple[str, ...]
+    health: Mapping[str, float] = field(default_factory=dict)
+    indicators: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     infonce_bound: float | None = None
 
+    def __getitem__(self, name: str) -> float:
+        """Return one figure of the family's health."""
+        return self.health[name]
+
     def __str__(self) -> str:
-        """One line."""
+        """Return one line."""
         missed = ", ".join(self.indicators) or "none"
-        return (
-            f"collapse level {int(self.level)} (missed: {missed}): AU {self.au_ratio:.0%}, "
-            f"MI {self.mi:.2f} of at most {self.mi_cap:.2f} nats, KL {self.mean_kl:.3f} nats/dim"
-        )
+        figures = ", ".join(f"{k.replace('_', ' ')} {v:.3f}" for k, v in self.health.items())
+        return f"collapse level {int(self.level)} (missed: {missed}): {figures}"
 
 
 class CollapseMonitor:
-    """Active units (Burda et al. 2016), aggregated-posterior MI (Hoffman & Johnson 2016), mean KL.
+    """Judge the health of a latent family over the last codes.
 
-    latent_dim: Z. config: thresholds, window and patience; the description's by default.
+    family: measures. config: thresholds, window and patience.
     """
 
-    def __init__(self, latent_dim: int, config: CollapseConfig | None = None):
-        self.latent_dim = latent_dim
-        self.config = config or CollapseConfig()
-        self._mu = torch.zeros(0, latent_dim)
-        self._logvar = torch.zeros(0, latent_dim)
+    def __init__(self, family: Family, config: CollapseConfig) -> None:
+        self.family = family
+        self.config = config
+        self.window: Code | None = None
         self.checks = 0
         self.in_a_row = 0
 
-    def update(
-        self, mu: Tensor, logvar: Tensor, mu_augmented: Tensor | None = None
-    ) -> CollapseMetrics:
-        """`add`, then `check`: for loops that look at every batch."""
-        self.add(mu, logvar)
-        return self.check(None if mu_augmented is None else (mu, mu_augmented))
+    def add(self, code: Code) -> None:
+        """Take codes of all ranks into the window; the oldest beyond its size leave."""
+        new = code.detach().map(lambda tensor: tensor.float().cpu())
+        both = new if self.window is None else type(new).concat([self.window, new])
+        kept = both.rows(max(0, both.num_rows - self.config.window_rows))
+        # The window is copied so that what has left frees its memory.
+        self.window = kept.map(torch.clone)
 
-    def add(self, mu: Tensor, logvar: Tensor) -> None:
-        """Posteriors of all ranks, (rows, Z); the oldest beyond the window leave.
-
-        Raises ValueError for another shape.
-        """
-        if mu.shape != logvar.shape or mu.dim() != 2 or mu.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} must both be "
-                f"(rows, {self.latent_dim})"
-            )
-        keep = self.config.window_rows
-        self._mu = torch.cat((self._mu, mu.detach().float().cpu()))[-keep:].clone()
-        self._logvar = torch.cat((self._logvar, logvar.detach().float().cpu()))[-keep:].clone()
-
-    def check(self, views: tuple[Tensor, Tensor] | None = None) -> CollapseMetrics:
-        """Compute everything over the window; counts towards `patience`."""
-        rows = len(self._mu)
+    def check(self) -> CollapseMetrics:
+        """Measure and judge the window; counts towards `patience`."""
+        rows = 0 if self.window is None else self.window.num_rows
         number, self.checks = self.checks, self.checks + 1
-        if rows < 2:
+        if self.window is None or rows < 2:
             notes = (f"{rows} rows in the window, at least 2 are needed",)
-            return CollapseMetrics(0, 0.0, 0.0, 0.0, 0.0, Level.NONE, False, (), notes)
-        config = self.config
-        units = active_units(self._mu, config.au_variance)
-        information = mutual_information(self._mu, self._logvar, seed=number)
-        mean_kl = float(kl_per_dim(self._mu, self._logvar).mean())
-        ratio = units / self.latent_dim
-        indicators, level, notes = self._judge(ratio, information.lower, mean_kl, math.log(rows))
+            return CollapseMetrics(Level.NONE, False, notes=notes)
+        variance = self.config.au_variance
+        health = self.family.health(self.window, seed=number, active_variance=variance)
+        indicators, level, notes = self._judge(health)
         self.in_a_row = self.in_a_row + 1 if level else 0
         return CollapseMetrics(
-            au=units,
-            au_ratio=ratio,
-            mi=information.lower,
-            mi_cap=information.cap,
-            mean_kl=mean_kl,
             level=level,
-            is_collapsing=self.in_a_row >= config.patience,
+            is_collapsing=self.in_a_row >= self.config.patience,
+            health=health,
             indicators=indicators,
             notes=notes,
-            infonce_bound=None if views is None else _infonce_bound(*views),
         )
 
-    def _judge(
-        self, ratio: float, mi: float, mean_kl: float, cap: float
-    ) -> tuple[tuple[str, ...], Level, tuple[str, ...]]:
-        config, notes = self.config, []
+    def _judge(self, health: Mapping[str, float]) -> tuple[tuple[str, ...], Level, tuple[str, ...]]:
+        """Return the thresholds missed, the level that follows, and what could not be judged.
 
-        def low_mi(threshold: float) -> bool:
+        A figure that the family does not have misses nothing.
+        """
+        config = self.config
+        notes: list[str] = []
+
+        def is_below(name: str, threshold: float) -> bool:
+            if name not in health:
+                return False
             # Below its cap a threshold means something; above it, it would always fire.
-            if threshold < cap:
-                return mi < threshold
-            notes.append(f"MI threshold {threshold:g} disregarded: the cap is log N = {cap:.2f}")
-            return False
+            cap = health.get(f"{name}_cap")
+            if cap is not None and threshold >= cap:
+                notes.append(f"threshold {threshold:g} of {name} disregarded: the cap is {cap:.2f}")
+                return False
+            return health[name] < threshold
 
         missed = {
-            "active units": ratio < config.min_au_ratio,
-            "mutual information": low_mi(config.min_mi),
-            "mean KL": mean_kl < config.min_kl,
+            "active units": is_below("active_unit_ratio", config.min_au_ratio),
+            "mutual information": is_below("mutual_information", config.min_mi),
+            "mean KL": is_below("mean_kl", config.min_kl),
         }
         indicators = tuple(name for name, is_missed in missed.items() if is_missed)
         level = Level(min(len(indicators), Level.MODERATE))
-        if ratio < config.severe_au_ratio or low_mi(config.severe_mi):
+        if is_below("active_unit_ratio", config.severe_au_ratio) or is_below(
+            "mutual_information", config.severe_mi
+        ):
             level = Level.SEVERE
         return indicators, level, tuple(notes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and ints only."""
-        return {
-            "mu": self._mu,
-            "logvar": self._logvar,
-            "checks": self.checks,
-            "in_a_row": self.in_a_row,
-        }
+        """Return the window's tensors by name, and two counters."""
+        window = {} if self.window is None else self.window.tensors()
+        return {**window, "checks": self.checks, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly there. Raises ValueError for another latent size."""
-        if state["mu"].shape[1] != self.latent_dim:
+        """Continue exactly there. Raises ValueError for the window of another family."""
+        window = {key: value.clone() for key, value in state.items() if torch.is_tensor(value)}
+        try:
+            self.window = self.family.code_type(**window) if window else None
+        except TypeError:
             raise ValueError(
-                f"the saved window has {state['mu'].shape[1]} dimensions, this monitor "
-                f"{self.latent_dim}"
-            )
-        self._mu, self._logvar = state["mu"].clone(), state["logvar"].clone()
+                f"the saved window holds {sorted(window)}, which is no "
+                f"{self.family.code_type.__name__} of this latent family"
+            ) from None
         self.checks, self.in_a_row = state["checks"], state["in_a_row"]
-
-
-def _infonce_bound(anchor: Tensor, positive: Tensor, temperature: float = 0.07) -> float:
-    """log K - InfoNCE over K rows, nats; at most log K. van den Oord et al. 2018."""
-    anchor = F.normalize(anchor.detach().float(), dim=1)
-    positive = F.normalize(positive.detach().float(), dim=1)
-    similarity = anchor @ positive.T / temperature
-    loss = F.cross_entropy(similarity, torch.arange(len(anchor), device=anchor.device))
-    return math.log(len(anchor)) - float(loss)

@@ -1,16 +1,21 @@
 """Every setting of cdpvae, typed and validated.
 
-Settings come from three places, later ones winning: the defaults (the description's), a JSON file
-(`--config`), the command line. Unknown keys, wrong types and impossible combinations stop the run
-before any weight is loaded, with one line that names the key, the value and what is allowed
-(`SettingsError`). What depends on the backbone's dimensions is checked when its `config.json` is
-read, in `models/text_vae/backbone.py`.
+Settings come from three places, later ones winning: the defaults, a JSON file (`--config`), the
+command line. The defaults are those of the original description (docs/architecture.md;
+cdpvae/configs/description.json has them all). Unknown keys, wrong types and impossible combinations
+stop the run before any weight is loaded, with one line that names the key, the value and what is
+allowed (`SettingsError`). What depends on the backbone's dimensions is checked when its
+`config.json` is read, in `models/text_vae/backbone.py`.
+
+A group of settings is a class in a file of its own; `settings.py` puts the groups together,
+`schema.py` lists all settings, `flags.py` makes command-line flags of the list, `renames.py` has
+the old names.
 """
 
 from cdpvae.config.augmentation import AugmentationConfig
-from cdpvae.config.base import SettingsError
 from cdpvae.config.collapse import CollapseConfig
 from cdpvae.config.data import DataConfig
+from cdpvae.config.errors import SettingsError
 from cdpvae.config.latents import GaussianConfig, LatentConfig, NoLatentConfig
 from cdpvae.config.loss import LossConfig
 from cdpvae.config.settings import (

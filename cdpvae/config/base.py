@@ -6,9 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cdpvae.config.renames import SettingsError, rename_keys
-
-__all__ = ["Group", "SettingsError", "Strings"]
+from cdpvae.config.renames import rename_keys
 
 # A validator that runs before pydantic's own hands on Python objects in the place of JSON, and
 # strict tuples then refuse JSON's lists. So lists of strings are not strict; their items are.
@@ -28,6 +26,7 @@ class Group(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _accept_old_keys(cls, content: Any) -> Any:
+        # In silence: the loader of files and the command line have printed their notice before.
         if cls.group is None or not isinstance(content, dict):
             return content
         return rename_keys({cls.group: content})[0][cls.group]

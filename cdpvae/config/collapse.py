@@ -1,4 +1,8 @@
-"""The collapse monitor and its interventions."""
+"""The collapse monitor, which measures the posterior, and its interventions.
+
+A check gives a level: mild (one threshold missed), moderate (two or more) or severe (below a severe
+threshold). An intervention moves the weights by that level; a healthy check moves them back.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +14,53 @@ from cdpvae.config.base import Group
 class CollapseConfig(Group):
     """Thresholds, factors and bounds of the collapse monitor and its interventions."""
 
-    enable_collapse_monitoring: bool = Field(True, description="watch, and intervene")
-    collapse_interventions: bool = Field(True, description="false: watch and log only")
-    check_every: int = Field(20, ge=1, description="optimizer steps between checks")
-    patience: int = Field(2, ge=1, description="checks in a row before an intervention")
-    window_rows: int = Field(1024, ge=2, description="posteriors kept, from all ranks")
-    au_variance: float = Field(0.01, gt=0, description="a unit is active above this variance of mu")
-    min_au_ratio: float = Field(0.3, ge=0, le=1)
-    severe_au_ratio: float = Field(0.1, ge=0, le=1)
-    min_mi: float = Field(1.0, ge=0, description="nats")
-    severe_mi: float = Field(0.5, ge=0, description="nats")
-    min_kl: float = Field(0.1, ge=0, description="nats per dimension")
-    mild_factor: float = Field(1.1, ge=1)
-    moderate_factor: float = Field(1.3, ge=1)
-    moderate_dropout_factor: float = Field(0.8, gt=0, le=1)
-    max_bow_weight: float = Field(3.0, ge=0)
-    max_contrastive_weight: float = Field(0.5, ge=0)
-    min_word_dropout: float = Field(0.1, ge=0, le=1)
+    # Whether to measure, and whether to act on the result.
+    enable_collapse_monitoring: bool = Field(default=True, description="watch, and intervene")
+    collapse_interventions: bool = Field(default=True, description="off: watch and log only")
+    # When a check takes place, and over which rows.
+    check_every: int = Field(default=20, ge=1, description="optimizer steps between checks")
+    patience: int = Field(default=2, ge=1, description="checks in a row before an intervention")
+    window_rows: int = Field(default=1024, ge=2, description="posteriors kept, from all ranks")
+    # Thresholds: active units (Burda et al. 2016), mutual information of text and z, KL.
+    au_variance: float = Field(
+        default=0.01, gt=0, description="a unit is active above this variance of mu"
+    )
+    min_au_ratio: float = Field(
+        default=0.3, ge=0, le=1, description="least healthy share of active units"
+    )
+    severe_au_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="share of active units below which it is severe"
+    )
+    min_mi: float = Field(
+        default=1.0, ge=0, description="least healthy mutual information of text and z, nats"
+    )
+    severe_mi: float = Field(
+        default=0.5, ge=0, description="mutual information below which it is severe, nats"
+    )
+    min_kl: float = Field(default=0.1, ge=0, description="least healthy KL, nats per dimension")
+    # What an intervention multiplies: the weights of bag of words and InfoNCE, the word dropout.
+    mild_factor: float = Field(
+        default=1.1, ge=1, description="multiplies both weights at a mild collapse"
+    )
+    moderate_factor: float = Field(
+        default=1.3, ge=1, description="multiplies both weights at a moderate collapse"
+    )
+    moderate_dropout_factor: float = Field(
+        default=0.8, gt=0, le=1, description="multiplies the word dropout at a moderate collapse"
+    )
+    # Bounds, which a severe collapse sets at once; a start beyond its bound stays where it is.
+    max_bow_weight: float = Field(
+        default=3.0, ge=0, description="highest weight of the bag of words by intervention"
+    )
+    max_contrastive_weight: float = Field(
+        default=0.5, ge=0, description="highest weight of InfoNCE by intervention"
+    )
+    min_word_dropout: float = Field(
+        default=0.1, ge=0, le=1, description="lowest word dropout by intervention"
+    )
     relaxation_rate: float = Field(
-        0.1, ge=0, le=1, description="share of the way back to the defaults, each healthy check"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="share of the way back to the configured weights, each healthy check",
     )

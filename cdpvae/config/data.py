@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,59 +16,95 @@ class DataConfig(Group):
 
     group: ClassVar[str | None] = "data"
 
-    phase: Literal[1, 2, 3] = Field(1, description="hub data sets of the description's phase")
-    input: Strings = Field((), description="local files or hub ids instead of a phase")
-    format: Literal["auto", "sharegpt", "alpaca", "messages", "magicoder", "text"] = "auto"
+    # Which records are read.
+    phase: Literal[1, 2, 3] = Field(
+        default=1, description="hub data sets of this phase of the original description"
+    )
+    input: Strings = Field(default=(), description="local files or hub ids instead of a phase")
+    format: Literal["auto", "sharegpt", "alpaca", "messages", "magicoder", "text"] = Field(
+        default="auto", description="how a record names its texts; auto looks at its keys"
+    )
     turns: Literal["first", "all", "last"] = Field(
-        "first", description="which exchanges of a conversation become pairs"
+        default="first", description="which exchanges of a conversation become pairs"
     )
-    max_samples: int | None = Field(None, ge=1, description="stop after this many kept records")
-    processed_dir: str | None = Field(None, description="default: processed/phase{phase}")
+    max_samples: int | None = Field(
+        default=None, ge=1, description="stop after this many kept records"
+    )
+    processed_dir: str | None = Field(default=None, description="default: processed/phase{phase}")
     target: Literal["response", "reconstruction"] = Field(
-        "response", description="what the decoder writes: the response, or the text encoded"
+        default="response", description="what the decoder writes: the response, or the text encoded"
     )
-    min_instruction_tokens: int = Field(10, ge=1)
-    max_instruction_tokens: int = Field(512, ge=2)
-    min_response_tokens: int = Field(20, ge=1)
-    max_response_tokens: int = Field(1024, ge=3)
-    language_filter: bool = Field(True, description="keep records in `languages` only")
-    languages: Strings = Field(("en",), description="fastText's codes: en, de, zh ...")
+    # Bounds in tokens; BOS and EOS count.
+    min_instruction_tokens: int = Field(
+        default=10, ge=1, description="drop pairs whose instruction has fewer tokens"
+    )
+    max_instruction_tokens: int = Field(
+        default=512, ge=2, description="drop pairs whose instruction has more tokens"
+    )
+    min_response_tokens: int = Field(
+        default=20, ge=1, description="drop pairs whose response has fewer tokens"
+    )
+    max_response_tokens: int = Field(
+        default=1024, ge=3, description="drop pairs whose response has more tokens"
+    )
+    # Language and quality.
+    language_filter: bool = Field(default=True, description="keep records in `languages` only")
+    languages: Strings = Field(default=("en",), description="fastText's codes: en, de, zh ...")
     min_language_score: float = Field(
-        0.8, ge=0, le=1, description="confidence, against the strongest other language"
+        default=0.8, ge=0, le=1, description="confidence, against the strongest other language"
     )
     language_model: str | None = Field(
-        None, description="lid.176.bin or .ftz; default: the small model of an installed package"
+        default=None,
+        description="lid.176.bin or .ftz; default: the small model of an installed package",
     )
-    quality_filter: bool = Field(True, description="drop damaged and degenerate text")
-    max_control_share: float = Field(0.0, ge=0, le=1, description="control characters, of all")
-    max_repeated_character_run: int = Field(9, ge=1, description="equal letters or digits in a row")
+    quality_filter: bool = Field(default=True, description="drop damaged and degenerate text")
+    max_control_share: float = Field(
+        default=0.0, ge=0, le=1, description="control characters, of all"
+    )
+    max_repeated_character_run: int = Field(
+        default=9, ge=1, description="equal letters or digits in a row"
+    )
     max_repeated_word_share: float = Field(
-        0.0, ge=0, le=1, description="words in loops of five or more repeats, of all"
+        default=0.0, ge=0, le=1, description="words in loops of five or more repeats, of all"
     )
-    max_special_share: float = Field(0.3, ge=0, le=1, description="neither letter, digit nor space")
+    max_special_share: float = Field(
+        default=0.3, ge=0, le=1, description="characters that are no letter, digit or space, of all"
+    )
+    # Duplicates, and texts that an evaluation uses.
     deduplication: Literal["none", "exact", "minhash"] = Field(
-        "minhash", description="equal texts, or also near-duplicates by MinHash"
+        default="minhash", description="equal texts, or also near-duplicates by MinHash"
     )
-    num_permutations: int = Field(128, ge=16, le=1024, description="numbers in a MinHash signature")
-    shingle_words: int = Field(5, ge=1, description="words per shingle")
-    similarity: float = Field(0.85, gt=0, le=1, description="Jaccard from which texts are the same")
+    num_permutations: int = Field(
+        default=128, ge=16, le=1024, description="numbers in a MinHash signature"
+    )
+    shingle_words: int = Field(default=5, ge=1, description="words per shingle")
+    similarity: float = Field(
+        default=0.85, gt=0, le=1, description="Jaccard from which texts are the same"
+    )
     decontaminate: Strings = Field(
-        (), description="evaluation files whose texts must not be in the result"
+        default=(), description="evaluation files whose texts must not be in the result"
     )
-    validation_fraction: float = Field(0.02, ge=0, lt=1)
-    workers: int | None = Field(None, ge=1, description="preprocessing processes; default: cores")
+    validation_fraction: float = Field(
+        default=0.02, ge=0, lt=1, description="share of rows in the validation split"
+    )
+    # Where preprocessing runs; the result does not depend on it.
+    workers: int | None = Field(
+        default=None, ge=1, description="preprocessing processes; default: cores"
+    )
     shard_records: int = Field(
-        2_000, ge=1, description="records a worker takes at a time, and a killed run can lose"
+        default=2_000, ge=1, description="records a worker takes at a time, and a killed run loses"
     )
     executor: Literal["local", "ray"] = Field(
-        "local", description="where workers run: this machine, or a Ray cluster"
+        default="local", description="where workers run: this machine, or a Ray cluster"
     )
+    # What training reads in the place of processed data.
     streaming: bool = Field(
-        False, description="train on records as they are read, without preprocessing"
+        default=False, description="train on records as they are read, without preprocessing"
     )
 
     @property
     def processed(self) -> Path:
+        """Directory of the processed data."""
         return Path(self.processed_dir or f"processed/phase{self.phase}")
 
     @model_validator(mode="after")
@@ -82,7 +119,7 @@ class DataConfig(Group):
 
     @model_validator(mode="after")
     def _no_idle_setting(self) -> DataConfig:
-        """A changed setting that its switch makes idle is a mistake of the user's."""
+        """Refuse a changed setting whose switch is off: the user expects an effect."""
         minhash = self.deduplication == "minhash"
         exact = f"deduplication={self.deduplication}"
         for active, switch, names in (
@@ -94,12 +131,15 @@ class DataConfig(Group):
             for name in () if active else names:
                 value, default = getattr(self, name), type(self).model_fields[name].default
                 if value != default:
-                    raise ValueError(f"{name}={value!r} has no effect with {switch}; drop one")
+                    raise ValueError(
+                        f"{name}={json.dumps(value)} has no effect with {switch}; drop one"
+                    )
         if self.language_filter and not self.languages:
             raise ValueError("languages=[] keeps no record; name one, or set language_filter=false")
         return self
 
 
+# Settings by the switch without which they have no effect.
 _LANGUAGE_SETTINGS = ("languages", "min_language_score", "language_model")
 _QUALITY_SETTINGS = (
     "max_control_share",

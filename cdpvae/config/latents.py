@@ -18,7 +18,9 @@ class GaussianConfig(Group):
     """A diagonal Gaussian posterior over one vector z, the original description's."""
 
     kind: Literal["gaussian"] = "gaussian"
+
     latent_dim: int = Field(default=64, ge=1, description="Z, numbers in the code z")
+    # The start of logvar and its bounds keep exp(logvar) away from 0 and from overflow.
     logvar_init_bias: float = Field(
         default=-2.0, description="constant bias of the logvar head at the start"
     )
@@ -31,4 +33,5 @@ class NoLatentConfig(Group):
     kind: Literal["none"] = "none"
 
 
+# The families there are. Pydantic picks the class by `kind`, the command line by `--latent`.
 LatentConfig = Annotated[GaussianConfig | NoLatentConfig, Field(discriminator="kind")]

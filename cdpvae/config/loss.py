@@ -10,23 +10,51 @@ from cdpvae.config.base import Group
 
 
 class LossConfig(Group):
-    """Weights and variants of the four terms (`semantics.md`, Losses)."""
+    """Weights and variants of the four terms: reconstruction, KL, bag of words, InfoNCE."""
 
     group: ClassVar[str | None] = "loss"
 
     objective: Literal["per_token", "elbo"] = Field(
-        "per_token", description="mean token CE + beta KL/Z, or the ELBO's sums per sequence"
+        default="per_token",
+        description="mean token CE + beta KL/Z, or the ELBO's sums per sequence",
     )
-    beta_max: float = Field(1.0, ge=0)
-    beta_cycles: int = Field(4, ge=1, description="cycles of the KL annealing")
-    beta_ramp_ratio: float = Field(0.5, ge=0, le=1, description="rising share of each cycle")
-    free_bits: float = Field(0.5, ge=0, description="nats per dimension")
-    bow_weight: float = Field(1.5, ge=0)
+    # The KL term: its weight beta is annealed in cycles (Fu et al. 2019).
+    beta_max: float = Field(
+        default=1.0, ge=0, description="weight of the KL at the top of each annealing cycle"
+    )
+    beta_cycles: int = Field(default=4, ge=1, description="cycles of the KL annealing")
+    beta_ramp_ratio: float = Field(
+        default=0.5, ge=0, le=1, description="rising share of each cycle"
+    )
+    free_bits: float = Field(
+        default=0.5, ge=0, description="KL that costs nothing, nats per dimension"
+    )
+    # The bag of words: z alone must predict which tokens occur in the response.
+    bow_weight: float = Field(default=1.5, ge=0, description="weight of the bag of words; 0 is off")
     bow_reduction: Literal["bce", "categorical"] = Field(
-        "bce", description="multi-label BCE (description) or -log softmax (literature)"
+        default="bce",
+        description="multi-label BCE (the original description) or -log softmax (literature)",
     )
-    contrastive_weight: float = Field(0.1, ge=0, description="InfoNCE")
-    temperature: float = Field(0.07, gt=0)
-    normalize_latents: bool = Field(True, description="L2-normalise mu before the similarity")
-    queue_size: int = Field(0, ge=0, description="past positives kept as further negatives")
-    word_dropout: float = Field(0.4, ge=0, le=1, description="share of decoder inputs dropped")
+    # InfoNCE: mu must tell its own augmented view from those of other rows.
+    contrastive_weight: float = Field(default=0.1, ge=0, description="weight of InfoNCE; 0 is off")
+    temperature: float = Field(
+        default=0.07, gt=0, description="divides the similarities of InfoNCE"
+    )
+    normalize_latents: bool = Field(
+        default=True, description="L2-normalise mu before the similarity"
+    )
+    queue_size: int = Field(default=0, ge=0, description="past positives kept as further negatives")
+    # The decoder's input: what is dropped there can be known from z only.
+    word_dropout: float = Field(
+        default=0.4, ge=0, le=1, description="share of decoder inputs dropped"
+    )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of every term that has a setting `<name>_weight`, by that name."""
+        suffix = "_weight"
+        return {
+            name.removesuffix(suffix): getattr(self, name)
+            for name in type(self).model_fields
+            if name.endswith(suffix)
+        }

@@ -14,22 +14,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type, or impossible in this combination."""
+from cdpvae.config.errors import SettingsError
 
 
 @dataclass(frozen=True)
 class Rename:
-    """One entry of the table.
+    """An entry of the table.
 
-    old, new: keys with their groups ("loss.objective").
+    old: the former key, with its group ("loss.loss_scale").
+    new: the present key ("loss.objective").
     values: for a switch that became a choice, what true and false stand for.
+    family: the `kind` that the setting belongs to now.
     """
 
     old: str
     new: str
     values: Mapping[bool, str] | None = None
+    family: str | None = None
 
     def new_value(self, value: Any) -> Any:
         """Return what `value` of the old key is under the new one. Raises SettingsError."""
@@ -41,57 +42,62 @@ class Rename:
 
 
 RENAMES = (
-    Rename("model.latent_dim", "model.latent.latent_dim"),
-    Rename("model.logvar_init_bias", "model.latent.logvar_init_bias"),
-    Rename("model.logvar_clamp", "model.latent.logvar_clamp"),
-    Rename("model.no_latent", "model.latent.kind", {True: "none", False: "gaussian"}),
+    # The switch comes first: it names the family that the settings after it belong to.
+    Rename("model.no_latent", "model.latent.kind", values={True: "none", False: "gaussian"}),
+    Rename("model.latent_dim", "model.latent.latent_dim", family="gaussian"),
+    Rename("model.logvar_init_bias", "model.latent.logvar_init_bias", family="gaussian"),
+    Rename("model.logvar_clamp", "model.latent.logvar_clamp", family="gaussian"),
+    # "Loss scale" is a term of fp16, "engine" a term of DeepSpeed.
     Rename("loss.loss_scale", "loss.objective"),
     Rename("data.engine", "data.executor"),
 )
 
 
-def rename_keys(content: dict[str, Any]) -> tuple[dict[str, Any], list[Rename]]:
-    """Copy nested settings under their present names -> the copy, and the renames that applied.
+def rename_keys(content: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Copy nested settings under their present names -> the copy, and a note on each old key.
 
     Raises SettingsError where a setting is given under both of its names.
     """
-    renamed, applied = _copy(content), []
+    renamed: dict[str, Any] = _copy(content)
+    notes: list[str] = []
     for rename in RENAMES:
         group, _, key = rename.old.rpartition(".")
         holder = _find(renamed, group)
-        if isinstance(holder, dict) and key in holder:
-            _put(renamed, rename, rename.new_value(holder.pop(key)))
-            applied.append(rename)
-    _choose_family(renamed, applied)
-    return renamed, applied
+        if not isinstance(holder, dict) or key not in holder:
+            continue
+        value = rename.new_value(holder.pop(key))
+        # Old files of a model without latent hold the Gaussian's settings too, without effect.
+        if rename.family is not None and _find(content, "model.no_latent") is True:
+            continue
+        _put(renamed, rename, value)
+        notes.append(f"{rename.old} is now {rename.new}" + (f"={value}" if rename.values else ""))
+    return renamed, notes
 
 
 def rename_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace old flags -> the arguments, and a note "--old is now --new" for each."""
-    flags: dict[str, tuple[str, ...]] = {}
+    """Replace old flags -> the arguments, and a note "--old is now --new" on each."""
+    # A switch has two flags, each of which stands for a choice.
+    new_forms: dict[str, tuple[str, ...]] = {}
     for rename in RENAMES:
         old, new = flag_of(rename.old), flag_of(rename.new)
         if rename.values is not None:
-            flags[old] = (new, rename.values[True])
-            flags["--no-" + old.removeprefix("--")] = (new, rename.values[False])
+            new_forms[old] = (new, rename.values[True])
+            new_forms["--no-" + old.removeprefix("--")] = (new, rename.values[False])
         elif old != new:
-            flags[old] = (new,)
+            new_forms[old] = (new,)
+
+    # The value of a flag follows it, or is joined to it by "=".
     arguments: list[str] = []
     notes: list[str] = []
     for argument in argv:
         name, equals, value = argument.partition("=")
-        new_form = flags.get(name.replace("_", "-"))
-        if new_form is None:
+        words = new_forms.get(name.replace("_", "-"))
+        if words is None:
             arguments.append(argument)
-            continue
-        notes.append(f"{name} is now {' '.join(new_form)}")
-        arguments += [*new_form[:-1], new_form[-1] + equals + value]
+        else:
+            arguments += [*words[:-1], words[-1] + equals + value]
+            notes.append(f"{name} is now {' '.join(words)}")
     return arguments, notes
-
-
-def notes_on(applied: Sequence[Rename]) -> list[str]:
-    """Describe renamed keys: "old is now new"."""
-    return [f"{rename.old} is now {rename.new}" for rename in applied]
 
 
 def by_key(content: Mapping[str, Any], group: str = "") -> dict[str, Any]:
@@ -114,25 +120,10 @@ def flag_of(key: str) -> str:
 
 @functools.cache
 def print_notice(text: str) -> None:
-    """Print one line on stderr: once for the same text, and by the first rank only."""
+    """Print one line on stderr: once for the same text, and on the first rank only."""
+    # All ranks read the same files and flags.
     if os.environ.get("RANK", "0") == "0":
         print(f"notice: {text}", file=sys.stderr)
-
-
-def _choose_family(content: dict[str, Any], applied: Sequence[Rename]) -> None:
-    """Name the family where only settings of the Gaussian were given, as old files do.
-
-    Old files of a model without latent have the Gaussian's settings too; they had no effect.
-    """
-    moved = [rename for rename in applied if rename.new.startswith("model.latent.")]
-    if not moved:
-        return
-    latent = content["model"]["latent"]
-    latent.setdefault("kind", "gaussian")
-    switched_off = latent["kind"] == "none" and any(rename.values for rename in moved)
-    for rename in moved if switched_off else ():
-        if rename.values is None:
-            del latent[rename.new.rpartition(".")[2]]
 
 
 def _copy(content: Any) -> Any:
@@ -159,4 +150,7 @@ def _put(content: dict[str, Any], rename: Rename, value: Any) -> None:
         raise SettingsError(
             f"{rename.old} is the old name of {rename.new}, and both are given; drop {rename.old}"
         )
+    # A settings file tells families apart by their kind, which old files do not name.
+    if rename.family is not None:
+        holder.setdefault("kind", rename.family)
     holder[key] = value

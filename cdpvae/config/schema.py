@@ -18,13 +18,13 @@ from cdpvae.config.renames import flag_of
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting.
+    """A setting: where it stands, and what is known of it.
 
     path: names from the outermost group to the setting, as in a settings file.
     annotation: its type.
     help: its description.
-    default: its value where nothing else is said.
-    family: the `kind` whose setting it is, None for settings that always exist.
+    default: its value where neither a file nor a flag gives one.
+    family: the `kind` that it belongs to, None for a setting that always exists.
     """
 
     path: tuple[str, ...]
@@ -35,12 +35,12 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """The setting as a settings file names it: "model.latent.latent_dim"."""
+        """Name of the setting in a settings file: "model.latent.latent_dim"."""
         return ".".join(self.path)
 
     @property
     def flag(self) -> str:
-        """The setting as the command line names it: "--latent-dim"."""
+        """Name of the setting on the command line: "--latent-dim"."""
         return flag_of(self.key)
 
     @property
@@ -57,16 +57,19 @@ def settings_of(
     for name, field in group.model_fields.items():
         here = (*path, name)
         members = members_of(field)
+        default = field.get_default(call_default_factory=True)
         if members:
-            kinds = Literal[tuple(members)]  # type: ignore[valid-type]  # known at run time only
-            default = field.get_default(call_default_factory=True).kind
-            found.append(Setting((*here, "kind"), kinds, field.description, default, family))
+            # The choice of a family is a setting too, whose values are the kinds.
+            literal: Any = Literal
+            kinds = literal[tuple(members)]
+            found.append(Setting((*here, "kind"), kinds, field.description, default.kind, family))
             for kind, member in members.items():
                 found += settings_of(member, here, kind)
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Group):
             found += settings_of(field.annotation, here, family)
+        # A member's own `kind` is what the choice sets, and no further setting.
         elif name != "kind":
-            found.append(Setting(here, field.annotation, field.description, field.default, family))
+            found.append(Setting(here, field.annotation, field.description, default, family))
     return found
 
 
@@ -90,9 +93,11 @@ def path_of(group: type[Group], location: Sequence[str | int]) -> tuple[str, ...
         name = rest.pop(0)
         path.append(name)
         field = current.model_fields.get(name)
+        # An unknown key, or a setting itself: nothing below it has a name in a file.
         current = None
         if field is None:
             continue
+        # The member's kind comes next in the location, and is no key.
         if members := members_of(field):
             current = members.get(rest.pop(0)) if rest else None
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Group):

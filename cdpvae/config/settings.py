@@ -10,11 +10,12 @@ from typing import Any, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from cdpvae.config.augmentation import AugmentationConfig
-from cdpvae.config.base import Group, SettingsError
+from cdpvae.config.base import Group
 from cdpvae.config.collapse import CollapseConfig
 from cdpvae.config.data import DataConfig
+from cdpvae.config.errors import SettingsError
 from cdpvae.config.loss import LossConfig
-from cdpvae.config.renames import notes_on, print_notice, rename_keys
+from cdpvae.config.renames import print_notice, rename_keys
 from cdpvae.config.schema import Setting, path_of, settings_of
 from cdpvae.config.text_vae import ModelConfig
 from cdpvae.config.training import TrainingConfig
@@ -32,12 +33,16 @@ class Settings(Group):
 
     @model_validator(mode="after")
     def _combinations(self) -> Settings:
-        if self.training.memory_efficient or self.model.latent.kind == "none":
+        """Resolve what one setting decides for another group, and refuse what has no effect."""
+        # Switches that turn off whole terms of the objective.
+        without_latent = self.model.latent.kind == "none"
+        if self.training.memory_efficient or without_latent:
             _set(self.loss, contrastive_weight=0.0, queue_size=0)
             _set(self.augmentation, augmentation_probability=0.0)
-        if self.model.latent.kind == "none":
+        if without_latent:
             _set(self.loss, bow_weight=0.0, beta_max=0.0)
             _set(self.collapse, enable_collapse_monitoring=False)
+        # InfoNCE compares two views, and the queue holds second views.
         views = self.augmentation.augmentation_probability > 0
         if self.loss.contrastive_weight > 0 and not views:
             raise ValueError(
@@ -51,7 +56,7 @@ class Settings(Group):
         return self
 
     def dump(self) -> str:
-        """The resolved settings as JSON text that `load_settings` reads back."""
+        """Write the resolved settings as JSON text that `load_settings` reads back."""
         return self.model_dump_json(indent=2) + "\n"
 
 
@@ -62,8 +67,14 @@ def _set(group: Group, **values: Any) -> None:
         group.__pydantic_fields_set__.add(name)
 
 
+def all_settings() -> list[Setting]:
+    """List every setting there is, of every family."""
+    return settings_of(Settings)
+
+
 def load_settings(path: str | Path) -> Settings:
     """Read a settings JSON file. Raises SettingsError with one line for anything wrong in it."""
+    # A file that is no JSON object has no key that an error could name.
     try:
         text = Path(path).read_text()
         content = json.loads(text)
@@ -81,37 +92,35 @@ def parse_settings(content: dict[str, Any], source: str = "settings") -> Setting
 
     Old keys are accepted; one line on stderr names the new ones.
     """
+    # Old keys first, as pydantic knows the present ones only.
     try:
-        renamed, applied = rename_keys(content)
+        renamed, notes = rename_keys(content)
         settings = Settings.model_validate_json(json.dumps(renamed))
     except ValidationError as error:
         raise SettingsError(f"{source}: {describe_validation_error(error)}") from None
     except SettingsError as error:
         raise SettingsError(f"{source}: {error}") from None
-    if applied:
-        print_notice(f"{source}: {', '.join(notes_on(applied))}")
+    if notes:
+        print_notice(f"{source}: {', '.join(notes)}")
     return settings
 
 
-def all_settings() -> list[Setting]:
-    """List every setting there is, of every family."""
-    return settings_of(Settings)
-
-
 def describe_validation_error(error: ValidationError) -> str:
-    """One line for the first error: the key, the value, what is allowed."""
+    """Describe the first error in one line: the key, the value, what is allowed."""
     errors = error.errors()
     first = errors[0]
     path = path_of(Settings, first["loc"])
     key = ".".join(path)
-    context = first.get("ctx", {})
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}{_hint(path)}"
+    # A family is named by its `kind`, which pydantic reports at the level above.
     if first["type"] == "union_tag_invalid":
-        return f"{key}.kind={context['tag']!r}: Input should be {context['expected_tags']}"
+        context = first["ctx"]
+        return f"{key}.kind={context['tag']!r}: Input should be one of {context['expected_tags']}"
     if first["type"] == "union_tag_not_found":
-        kinds = [s for s in all_settings() if s.key == f"{key}.kind"][0].annotation
-        return f"{key}.kind is missing: Input should be {' or '.join(map(repr, get_args(kinds)))}"
+        kinds = next(s.annotation for s in all_settings() if s.key == f"{key}.kind")
+        return f"{key}.kind is missing: Input should be one of {', '.join(get_args(kinds))}"
+    # A rule of our own names the settings itself.
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{key}: {message}" if key else message
@@ -121,11 +130,13 @@ def describe_validation_error(error: ValidationError) -> str:
 
 
 def _hint(path: tuple[str, ...]) -> str:
-    """Name the key that is most like an unknown one."""
-    settings = all_settings()
-    key_by_name = {name: name for name in Settings.model_fields}
-    for setting in settings:
-        for end in range(2, len(setting.path) + 1):
-            key_by_name[setting.path[end - 1]] = ".".join(setting.path[:end])
+    """Name the key that is most like an unknown one, with its groups."""
+    # Names of groups as well; where two keys end alike, the first counts.
+    key_by_name: dict[str, str] = {}
+    for setting in all_settings():
+        for end, name in enumerate(setting.path, start=1):
+            key_by_name.setdefault(name, ".".join(setting.path[:end]))
     near = difflib.get_close_matches(path[-1], key_by_name, n=1)
-    return f", did you mean {key_by_name[near[0]]!r}?" if near else ""
+    found = key_by_name[near[0]] if near else ""
+    # The key of another family is known, but not here.
+    return f", did you mean {found!r}?" if found and found != ".".join(path) else ""

@@ -1,4 +1,4 @@
-"""The network: everything beside the dimensions of the Llama, which its own config.json has."""
+"""The network: everything but the dimensions of the Llama, which its own config.json has."""
 
 from __future__ import annotations
 
@@ -15,51 +15,96 @@ class ModelConfig(Group):
 
     group: ClassVar[str | None] = "model"
 
+    # The language model that encodes and decodes.
     backbone: str = Field(
-        "meta-llama/Llama-3.1-8B", min_length=1, description="Llama causal LM: hub id or directory"
+        default="meta-llama/Llama-3.1-8B",
+        min_length=1,
+        description="Llama causal LM: hub id or directory",
     )
-    tokenizer: str | None = Field(None, description="tokenizer, when the backbone brings none")
+    tokenizer: str | None = Field(
+        default=None, description="tokenizer, when the backbone brings none"
+    )
+    # From a text to the latent.
     encoder_layer: int | Literal["last", "mix"] = Field(
-        "last",
+        default="last",
         description="hidden states the pooling reads: last, the output of layer N (the encoder "
         "pass stops there; 0 is the embedding), or mix, a learned softmax over all layers",
     )
     latent: LatentConfig = Field(
         default_factory=GaussianConfig,
-        description="family of the latent z; none is the baseline without it",
+        description="family of the latent z; none is the baseline: the same decoder and trainer "
+        "without z (LoRA language model)",
     )
-    pooling_heads: int = Field(8, ge=1, description="heads of the attention pooling")
-    pooling_dropout: float = Field(0.1, ge=0, lt=1)
-    vae_hidden_dim: int = Field(2048, ge=1, description="width of encoder and projector MLPs")
-    encoder_dropout: float = Field(0.1, ge=0, lt=1)
-    num_soft_tokens: int = Field(32, ge=1, description="P, soft prompts before the response")
-    projector_dropout: float = Field(0.1, ge=0, lt=1)
-    deep_prefix: bool = Field(False, description="also inject z into every layer's keys and values")
-    prefix_hidden_dim: int = Field(2048, ge=1, description="shared width of the deep prefix")
-    prefix_bottleneck_dim: int = Field(256, ge=1, description="per-layer width of the deep prefix")
-    prefix_scale_init: float = Field(0.1, description="initial per-layer scale of the deep prefix")
-    lora_r: int = Field(64, ge=1)
-    lora_alpha: int = Field(128, ge=1)
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
-    use_rslora: bool = Field(True, description="scale alpha/sqrt(r) instead of alpha/r")
-    lora_target_modules: Strings = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
+    pooling_heads: int = Field(default=8, ge=1, description="heads of the attention pooling")
+    pooling_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of the pooling's attention weights"
     )
+    vae_hidden_dim: int = Field(
+        default=2048, ge=1, description="width of encoder and projector MLPs"
+    )
+    encoder_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of the encoder's MLP"
+    )
+    # From z to the decoder's input.
+    num_soft_tokens: int = Field(
+        default=32, ge=1, description="P, soft prompts before the response"
+    )
+    projector_dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="dropout of the MLP from z to the soft prompts"
+    )
+    deep_prefix: bool = Field(
+        default=False, description="also inject z into every layer's keys and values"
+    )
+    prefix_hidden_dim: int = Field(
+        default=2048, ge=1, description="shared width of the deep prefix"
+    )
+    prefix_bottleneck_dim: int = Field(
+        default=256, ge=1, description="per-layer width of the deep prefix"
+    )
+    prefix_scale_init: float = Field(
+        default=0.1, description="initial per-layer scale of the deep prefix"
+    )
+    # LoRA (Hu et al. 2021) of the decoder pass.
+    lora_r: int = Field(default=64, ge=1, description="rank of the LoRA matrices")
+    lora_alpha: int = Field(
+        default=128, ge=1, description="LoRA's alpha, which scales BA (see use_rslora)"
+    )
+    lora_dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="dropout of the input of LoRA's A"
+    )
+    use_rslora: bool = Field(default=True, description="scale alpha/sqrt(r) instead of alpha/r")
+    lora_target_modules: Strings = Field(
+        default=(
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ),
+        description="projections of every layer that have LoRA",
+    )
+    # What computes the heavy operations; it belongs to the machine, not to the model.
     attention: Literal["auto", "flash_attn", "varlen", "sdpa"] = Field(
-        "auto",
+        default="auto",
         description="packed attention: the flash-attn package, FlashAttention inside torch, or "
         "padded scaled_dot_product_attention; auto takes the first that runs",
     )
     kernels: Literal["auto", "triton", "reference"] = Field(
-        "auto",
+        default="auto",
         description="the heavy operations: Triton kernels (auto on a GPU) or plain PyTorch",
     )
+
+    @property
+    def latent_dim(self) -> int:
+        """Z, under the name that the original description has for it.
+
+        Raises ValueError for a family without it.
+        """
+        if self.latent.kind == "none":
+            raise ValueError("latent_dim: a model with latent.kind=none has no z")
+        return self.latent.latent_dim
 
     @property
     def kernel_impl(self) -> str | None:

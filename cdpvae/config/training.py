@@ -12,52 +12,97 @@ from cdpvae.config.base import Group
 class TrainingConfig(Group):
     """The optimizer, the schedule, and what a run writes."""
 
-    output_dir: str = Field("checkpoints", min_length=1, description="checkpoints and logs")
+    output_dir: str = Field(default="checkpoints", min_length=1, description="checkpoints and logs")
     ds_config: str | None = Field(
-        None, description="DeepSpeed JSON; default: ds_configs/ by device"
+        default=None, description="DeepSpeed JSON; default: ds_configs/ by device"
     )
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="compute dtype; masters fp32")
-    per_device_batch_size: int = Field(8, ge=1, description="rows per micro-batch and rank")
-    gradient_accumulation_steps: int = Field(12, ge=1)
+    precision: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="compute dtype; master weights are fp32"
+    )
+    # What a micro-batch and an optimizer step consist of.
+    per_device_batch_size: int = Field(default=8, ge=1, description="rows per micro-batch and rank")
+    gradient_accumulation_steps: int = Field(
+        default=12, ge=1, description="micro-batches per optimizer step and rank"
+    )
     batching: Literal["rows", "tokens"] = Field(
-        "rows", description="what a micro-batch has a fixed number of"
+        default="rows", description="what a micro-batch has a fixed number of"
     )
     tokens_per_micro_batch: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="with batching=tokens, per rank: instruction, response and soft-prompt tokens "
         "(per_device_batch_size then counts for evaluation only)",
     )
-    prefetch: int = Field(2, ge=0, description="optimizer steps of batches built ahead; 0 is off")
-    num_epochs: int = Field(10, ge=1)
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; default: num_epochs")
-    learning_rate: float = Field(2e-4, gt=0)
-    lora_learning_rate: float | None = Field(None, gt=0, description="default: learning_rate")
-    eta_min: float = Field(2e-5, ge=0, description="learning rate at the end of the cosine")
-    warmup_ratio: float = Field(0.1, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, ge=0, description="0 switches clipping off")
-    gradient_checkpointing: bool = Field(True, description="decoder pass only, non-reentrant")
+    prefetch: int = Field(
+        default=2, ge=0, description="optimizer steps of batches built ahead; 0 is off"
+    )
+    # How long the run is.
+    num_epochs: int = Field(
+        default=10, ge=1, description="passes over the data, where max_steps is not given"
+    )
+    max_steps: int | None = Field(
+        default=None, ge=1, description="optimizer steps; default: num_epochs"
+    )
+    # AdamW (Loshchilov & Hutter 2019), linear warm-up, then half a cosine.
+    learning_rate: float = Field(default=2e-4, gt=0, description="learning rate after the warm-up")
+    lora_learning_rate: float | None = Field(
+        default=None, gt=0, description="learning rate of LoRA; default: learning_rate"
+    )
+    eta_min: float = Field(default=2e-5, ge=0, description="learning rate at the end of the cosine")
+    warmup_ratio: float = Field(
+        default=0.1, ge=0, lt=1, description="share of the optimizer steps that warm up"
+    )
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="AdamW's weight decay of matrices; other parameters: 0"
+    )
+    adam_beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="decay of AdamW's mean of gradients"
+    )
+    adam_beta2: float = Field(
+        default=0.999, ge=0, lt=1, description="decay of AdamW's mean of squared gradients"
+    )
+    adam_eps: float = Field(default=1e-8, gt=0, description="added to AdamW's denominator")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="gradients are clipped to this norm; 0 is off"
+    )
+    # Memory and communication.
+    gradient_checkpointing: bool = Field(
+        default=True, description="decoder pass only, non-reentrant"
+    )
     coalesce_gradients: bool = Field(
-        False, description="one reduction per step instead of one per micro-batch (bf16 sums)"
+        default=False,
+        description="one reduction per step instead of one per micro-batch (bf16 sums)",
     )
-    memory_efficient: bool = Field(False, description="contrastive learning and augmentation off")
-    save_steps: int = Field(100, ge=1)
-    keep_checkpoints: int | None = Field(None, ge=1, description="older ones go; default: keep all")
-    logging_steps: int = Field(100, ge=1)
-    eval_steps: int = Field(100, ge=1)
-    eval_rows: int = Field(512, ge=0, description="validation rows per evaluation; 0 is off")
-    sample_rows: int = Field(2, ge=0, description="sample generations per evaluation")
-    sample_max_length: int = Field(64, ge=1, description="tokens per sample generation")
-    resume: str | None = Field(None, description="continue: 'latest', or a checkpoint directory")
+    memory_efficient: bool = Field(
+        default=False, description="contrastive learning and augmentation off"
+    )
+    # What is saved, logged and evaluated, and how often.
+    save_steps: int = Field(default=100, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int | None = Field(
+        default=None, ge=1, description="older ones are removed; default: keep all"
+    )
+    logging_steps: int = Field(
+        default=100, ge=1, description="optimizer steps between lines of log"
+    )
+    eval_steps: int = Field(default=100, ge=1, description="optimizer steps between evaluations")
+    eval_rows: int = Field(
+        default=512, ge=0, description="validation rows per evaluation; 0 is off"
+    )
+    sample_rows: int = Field(default=2, ge=0, description="sample generations per evaluation")
+    sample_max_length: int = Field(default=64, ge=1, description="tokens per sample generation")
+    # Continuing and repeating a run.
+    resume: str | None = Field(
+        default=None, description="continue: 'latest', or a checkpoint directory"
+    )
     stop_after: int | None = Field(
-        None, ge=1, description="save and stop after this many steps of the planned schedule"
+        default=None,
+        ge=1,
+        description="save and stop after this many steps of the planned schedule",
     )
-    seed: int = Field(0, ge=0, lt=2**63)
-    num_threads: int | None = Field(None, ge=1, description="torch threads per process")
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="seed of every random decision of the run"
+    )
+    num_threads: int | None = Field(default=None, ge=1, description="torch threads per process")
 
     @model_validator(mode="after")
     def _combinations(self) -> TrainingConfig:

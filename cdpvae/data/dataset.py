@@ -1,7 +1,8 @@
-"""Data sets of token ids: from processed Arrow files, or from texts in memory.
+"""Read rows of token ids from the Arrow files that `cdpvae.preprocess` wrote.
 
-Both hold two `TokenColumn`s, numpy views that make reading a row a slice: `PreprocessedDataset`'s
-are memory-mapped, so that ranks on one machine share the pages and nothing is copied at start.
+A data set holds two `TokenColumn`s, numpy views that make reading a row a slice. Those of a
+`PreprocessedDataset` are memory-mapped, so that ranks on one machine share the pages and nothing is
+copied at start.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from cdpvae.data.example import Example
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 
 MANIFEST = "manifest.json"
-SCHEMA = 2  # of the columns and the manifest
+# Version of the columns and of the manifest.
+SCHEMA = 2
 SPLITS = ("train", "validation")
 TOKEN_COLUMNS = ("instruction_ids", "response_ids")
 
 
 class TokenColumn:
-    """Rows of token ids, as slices of a few flat int32 arrays.
+    """Hold rows of token ids as slices of a few flat int32 arrays.
 
     chunks: (values (tokens,), offsets (rows+1,)) pairs; offsets index into values.
     """
@@ -38,6 +39,7 @@ class TokenColumn:
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]]) -> TokenColumn:
         """Flatten lists of ids."""
+        # int64 offsets: a data set may have more than 2**31 tokens.
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         flat = [token for row in rows for token in row]
@@ -45,7 +47,7 @@ class TokenColumn:
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> TokenColumn:
-        """Views of a list<int32> column; no copy."""
+        """Make views of a list<int32> column; nothing is copied."""
         return cls(
             [
                 (chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy())
@@ -57,7 +59,8 @@ class TokenColumn:
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Row `index` as an int32 view."""
+        """Read row `index` as an int32 view."""
+        # Find the last chunk that starts at or before the row.
         chunk = bisect_right(self._starts, index) - 1
         values, offsets = self._chunks[chunk]
         row = index - self._starts[chunk]
@@ -65,15 +68,18 @@ class TokenColumn:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(rows,) int32 tokens per row."""
+        """Count the tokens of every row -> (rows,) int32."""
         parts = [np.diff(offsets).astype(np.int32) for _, offsets in self._chunks]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
 
-class _TokenDataset:
-    """What the loader needs of a data set: rows, their lengths, and whose tokens they are.
+class TokenDataset:
+    """Give a loader rows, their lengths, and the name of the tokenizer that made them.
 
-    instruction_lengths, response_lengths: (rows,) int32 tokens, BOS and EOS counted.
+    instruction, response: the token ids of every row.
+    tokenizer_name, tokenizer_fingerprint: of the tokenizer that made them.
+
+    `instruction_lengths`, `response_lengths`: (rows,) int32 tokens, BOS and EOS counted.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class _TokenDataset:
     ) -> None:
         self._instruction = instruction
         self._response = response
+        # Computed once: it takes a pass over all offsets.
         self.instruction_lengths = instruction.lengths
         self.response_lengths = response.lengths
         self.tokenizer_name = tokenizer_name
@@ -94,14 +101,15 @@ class _TokenDataset:
         return len(self._response)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        """instruction_ids and response_ids of one row. Raises IndexError beyond the last."""
+        """Read instruction_ids and response_ids of one row. Raises IndexError beyond the last."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of a data set of {len(self)} rows")
+            raise IndexError(f"row {index}: the data set has {len(self)} rows")
+        # The modulus is what makes negative indices count from the end.
         row = self.rows([index % len(self)])[0]
         return {name: ids.tolist() for name, ids in row.items()}
 
     def rows(self, indices: Iterable[int]) -> list[dict[str, np.ndarray]]:
-        """The same for many rows, as int32 arrays (views, not to be written to)."""
+        """Read instruction_ids and response_ids of many rows, as int32 views to read only."""
         return [
             {"instruction_ids": self._instruction[i], "response_ids": self._response[i]}
             for i in indices
@@ -117,9 +125,10 @@ class _TokenDataset:
             )
 
 
-class PreprocessedDataset(_TokenDataset):
-    """One split of what `cdpvae.preprocess` wrote, memory-mapped.
+class PreprocessedDataset(TokenDataset):
+    """Map one split of what `cdpvae.preprocess` wrote.
 
+    path: the processed directory. split: train or validation.
     Raises ValueError when the directory or the split is missing or is something else.
     """
 
@@ -128,10 +137,13 @@ class PreprocessedDataset(_TokenDataset):
 
         if split not in SPLITS:
             raise ValueError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+        # Check the manifest before any file of the split is opened.
         self.path, self.split = Path(path), split
         self.manifest = read_manifest(self.path)
         if not self.manifest["counts"][split]:
             raise ValueError(f"processed data {self.path}: the {split} split has no rows")
+
+        # Map the table, which holds further columns than the two that are read.
         try:
             table = load_from_disk(str(self.path / split)).data
         except OSError as error:
@@ -144,48 +156,15 @@ class PreprocessedDataset(_TokenDataset):
                 f"processed data {self.path / split}: no column {', '.join(missing)}; "
                 f"found {', '.join(table.column_names)}"
             )
+        # Keep the tokenizer's fingerprint: the caller compares it with the tokenizer of the run.
         instruction, response = (TokenColumn.from_arrow(table.column(n)) for n in TOKEN_COLUMNS)
         tokenizer = self.manifest["tokenizer"]
         super().__init__(instruction, response, tokenizer["name"], tokenizer["fingerprint"])
 
 
-class InstructionDataset(_TokenDataset):
-    """Raw (instruction, response) pairs, tokenised and truncated in memory.
-
-    target: "response", or "reconstruction" (the encoder reads the response too).
-    """
-
-    def __init__(
-        self,
-        examples: Iterable[Example | tuple[str, str]],
-        wrapper: LlamaTokenizerWrapper,
-        target: Literal["response", "reconstruction"] = "response",
-    ) -> None:
-        pairs = [
-            (e.instruction, e.response) if isinstance(e, Example) else tuple(e) for e in examples
-        ]
-        examples = [apply_target(Example(*pair), target) for pair in pairs]
-        instruction = wrapper.encode_instructions([e.instruction for e in examples])
-        response = wrapper.encode_responses([e.response for e in examples])
-        super().__init__(
-            TokenColumn.from_lists(instruction),
-            TokenColumn.from_lists(response),
-            wrapper.name,
-            wrapper.fingerprint(),
-        )
-
-
-def apply_target(example: Example, target: str) -> Example:
-    """What the encoder reads and the decoder writes under `target`."""
-    if target == "response":
-        return example
-    if target == "reconstruction":
-        return Example(example.response, example.response)
-    raise ValueError(f"target={target!r} must be response or reconstruction")
-
-
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a processed directory. Raises ValueError when there is none of this kind."""
+    """Read the manifest of a processed directory. Raises ValueError where this version cannot."""
+    # A missing file most often means a wrong path, so the message says how to write one.
     try:
         manifest = json.loads((path / MANIFEST).read_text())
     except FileNotFoundError:
@@ -195,6 +174,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path / MANIFEST}: cannot be read: {error}") from None
+    # Any JSON value may stand in a file of this name.
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema != SCHEMA:
         raise ValueError(

@@ -1,6 +1,6 @@
-"""Work done ahead of its consumer, in a background thread.
+"""Make items ahead of their consumer, in a background thread.
 
-The thread is a daemon that is told to stop, and waited for, when the `Prefetcher` is closed or
+The thread is a daemon that is stopped, and waited for, when the `Prefetcher` is closed or
 collected, and at the end of the interpreter: neither an abandoned loop nor an exception in the
 consumer leaves a process hanging.
 """
@@ -11,91 +11,108 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-# A thread that waits for a network does not hear that it should stop; nobody waits long for it.
-JOIN_SECONDS = 10
+# How long closing waits for the thread. One that waits for a network does not notice the stop.
+JOIN_SECONDS = 10.0
 
 
 class Prefetcher(Iterator[T], Generic[T]):
-    """The items of `source` in their order, at most `depth` of them made before they are asked for.
+    """Hand out the items of `source` in their order, up to `depth` of them made ahead.
 
     source: a generator; it runs, and is closed, in the thread alone. An exception in it is raised
     here after the items before it, with the traceback of the place it came from.
+    Raises ValueError for `depth` below 1.
     """
 
     def __init__(self, source: Generator[T, None, None], depth: int) -> None:
         if depth < 1:
             raise ValueError(f"depth={depth} must be at least 1; without a thread, use the source")
-        self._channel = _Channel(depth)
+        self._channel: _Channel[T] = _Channel(depth)
         # The thread knows the channel and not this object, which can therefore be collected.
         self._thread = threading.Thread(
             target=_produce, args=(source, self._channel), name="cdpvae-prefetch", daemon=True
         )
+        # Runs once: on `close()`, on collection, or at the end of the interpreter.
         self.close = weakref.finalize(self, _stop, self._channel, self._thread)
         self._thread.start()
 
     def __next__(self) -> T:
-        item, error = self._channel.take()
-        if error is not None:
-            raise error
-        return item
+        return self._channel.take()
 
 
-class _Channel:
-    """A bounded queue of (item, error) pairs that either side can end."""
+@dataclass(frozen=True)
+class _Failure:
+    """An exception on its way to the consumer; StopIteration is the end of the items."""
+
+    error: BaseException
+
+
+class _Channel(Generic[T]):
+    """Pass items, and a failure after them, from a thread to its consumer; either can stop it."""
 
     def __init__(self, depth: int) -> None:
-        self._items: deque[tuple[Any, BaseException | None]] = deque()
+        self._items: deque[T | _Failure] = deque()
         self._depth = depth
         self._changed = threading.Condition()
-        self._last: BaseException | None = None
+        self._last: _Failure | None = None
         self.stopped = False
 
     def wait_for_room(self) -> bool:
-        """False when no more items are wanted."""
+        """Wait until fewer than `depth` items are waiting; False when no more are wanted."""
         with self._changed:
             self._changed.wait_for(lambda: self.stopped or len(self._items) < self._depth)
             return not self.stopped
 
-    def put(self, item: Any, error: BaseException | None = None) -> None:
+    def put(self, item: T | _Failure) -> None:
+        """Add an item, whether or not there is room."""
+        # Only the thread adds, after it has waited for room; a failure needs no room.
         with self._changed:
-            self._items.append((item, error))
+            self._items.append(item)
             self._changed.notify_all()
 
-    def take(self) -> tuple[Any, BaseException | None]:
-        """The next pair; an error is the last one and comes again when asked again."""
+    def take(self) -> T:
+        """Wait for the next item. Raises the failure instead, and again when asked again."""
         with self._changed:
             if self._last is not None:
-                return None, self._last
-            self._changed.wait_for(lambda: self.stopped or self._items)
+                raise self._last.error
+            self._changed.wait_for(lambda: self.stopped or bool(self._items))
+            # Stopped, and nothing is left.
             if not self._items:
-                return None, StopIteration()
-            pair = self._items.popleft()
-            self._last = pair[1]
+                raise StopIteration
+            item = self._items.popleft()
+            # There is room for one more, which the thread may be waiting for.
             self._changed.notify_all()
-            return pair
+            if isinstance(item, _Failure):
+                self._last = item
+                raise item.error
+            return item
 
     def stop(self) -> None:
+        """Throw away what is waiting and let both sides go on."""
         with self._changed:
             self.stopped = True
             self._items.clear()
             self._changed.notify_all()
 
 
-def _produce(source: Generator[Any, None, None], channel: _Channel) -> None:
-    """The thread: one item at a time, made only when there is room for it."""
+def _produce(source: Generator[T, None, None], channel: _Channel[T]) -> None:
+    """Run in the thread: make one item at a time, only when there is room for it."""
     try:
         while channel.wait_for_room():
             channel.put(next(source))
-    except BaseException as error:  # to the consumer, whatever it is: StopIteration is the end
-        channel.put(None, error)
+    except BaseException as error:  # the consumer raises it, whatever it is
+        channel.put(_Failure(error))
     finally:
+        # A generator must be closed in the thread that runs it.
         source.close()
 
 
-def _stop(channel: _Channel, thread: threading.Thread) -> None:
+def _stop(channel: _Channel[Any], thread: threading.Thread) -> None:
+    """Stop the channel and wait for the thread, unless this is the thread itself."""
     channel.stop()
+    # A thread cannot wait for itself: the last reference may have been dropped inside it.
     if thread is not threading.current_thread():
         thread.join(JOIN_SECONDS)

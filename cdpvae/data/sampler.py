@@ -2,12 +2,14 @@
 
 `RowCountSampler` gives every optimizer step the same number of rows,
 per_device_batch_size x grad_accum x world_size; `token_budget.TokenBudgetSampler` as many as fill a
-budget of tokens. Every rank computes the whole plan from the lengths; nothing is communicated.
+budget of tokens. Every rank computes the rows of all ranks from the lengths; nothing is
+communicated.
 """
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +20,12 @@ from cdpvae.data.balance import balance_step
 
 @dataclass(frozen=True)
 class StepRows:
-    """Which rows make up one optimizer step.
+    """Name the rows of one optimizer step, of all ranks.
 
     micro_batches: grad_accum arrays (world_size, rows) int64, indices into the data set; every
     rank has the same number of rows in a global micro-batch, so that rows can be gathered.
-    target_divisor: valid target tokens (response length - 1, summed), all ranks.
-    encoder_tokens, decoder_tokens: instruction and response tokens, all ranks.
+    target_divisor: valid target tokens (response length - 1, summed).
+    encoder_tokens, decoder_tokens: instruction and response tokens.
     """
 
     micro_batches: tuple[np.ndarray, ...]
@@ -33,16 +35,20 @@ class StepRows:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all micro-batches and ranks."""
+        """Count the rows of all micro-batches and ranks."""
         return sum(rows.size for rows in self.micro_batches)
 
 
-class StepSampler:
-    """What plans have in common: the lengths, and the order of an epoch.
+class StepSampler(ABC):
+    """Choose the rows of each step from the lengths and the order of an epoch.
 
-    response_lengths, instruction_lengths: (rows,) tokens. Raises ValueError for sizes below 1,
-    a negative seed or lengths that do not belong together.
-    unequal_rows: whether micro-batches of a step may differ in their number of rows.
+    response_lengths, instruction_lengths (rows,): tokens of every row.
+    grad_accum: global micro-batches a step.
+    world_size: ranks that share each of them.
+    seed: of the order.
+
+    `unequal_rows`: whether micro-batches of a step may differ in their number of rows.
+    Raises ValueError for sizes below 1, a negative seed or lengths that do not belong together.
     """
 
     unequal_rows = False
@@ -62,8 +68,9 @@ class StepSampler:
         if len(response_lengths) != len(instruction_lengths):
             raise ValueError(
                 f"{len(response_lengths)} response lengths but {len(instruction_lengths)} "
-                "instruction lengths"
+                "instruction lengths; give both of every row"
             )
+        # int64 whatever the data set stores: sums over a step must not overflow.
         self.responses = np.asarray(response_lengths, dtype=np.int64)
         self.instructions = np.asarray(instruction_lengths, dtype=np.int64)
         self.tokens = self.responses + self.instructions
@@ -75,27 +82,28 @@ class StepSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the first epoch."""
+        """Count the steps of the first epoch."""
         return self.steps_in(0)
 
+    @abstractmethod
     def steps_in(self, epoch: int) -> int:
-        """Optimizer steps of an epoch."""
-        raise NotImplementedError
+        """Count the optimizer steps of an epoch."""
 
+    @abstractmethod
     def micro_batches(self, epoch: int, step_in_epoch: int) -> tuple[np.ndarray, ...]:
-        """Those of `StepRows`, for a step that exists."""
-        raise NotImplementedError
+        """Choose what `StepRows.micro_batches` holds, for a step that exists."""
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What must be equal for an order to be continued, JSON-ready."""
-        raise NotImplementedError
+        """Collect, ready for JSON, what must be equal for an order to be continued."""
 
+    @abstractmethod
     def describe(self) -> str:
-        """The size of a step, in a few words."""
-        raise NotImplementedError
+        """Say in a few words how large a step is."""
 
     def order(self, epoch: int) -> np.ndarray:
-        """(rows,) int64, the permutation of an epoch."""
+        """Permute the rows for an epoch -> (rows,) int64."""
+        # Keep the last permutation: consecutive steps share it.
         cached, order = self._order
         if epoch != cached:
             order = permutation(len(self.tokens), self.seed, epoch)
@@ -103,12 +111,13 @@ class StepSampler:
         return order
 
     def step_rows(self, epoch: int, step_in_epoch: int) -> StepRows:
-        """The plan of one optimizer step. Raises ValueError beyond the epoch's last."""
+        """Choose the rows of one optimizer step. Raises ValueError beyond the epoch's last."""
         if epoch < 0 or not 0 <= step_in_epoch < self.steps_in(epoch):
             raise ValueError(
                 f"epoch {epoch}, step {step_in_epoch}: epochs start at 0 and have "
                 f"{self.steps_in(max(epoch, 0))} steps"
             )
+        # Count over all ranks, so that every rank knows the step's totals without communication.
         micro_batches = self.micro_batches(epoch, step_in_epoch)
         rows = np.concatenate([part.ravel() for part in micro_batches])
         return StepRows(
@@ -119,17 +128,19 @@ class StepSampler:
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over the lengths: tells this data set from another when a run resumes."""
+        """Hash the lengths with SHA-256, to notice another data set when a run resumes."""
+        # Little-endian on every machine, so that a run can move.
         digest = hashlib.sha256(self.responses.astype("<i8").tobytes())
         digest.update(self.instructions.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
 class RowCountSampler(StepSampler):
-    """The rows of every step of every epoch from (seed, epoch) and the lengths alone.
+    """Give every step the same number of rows.
 
-    rows_per_micro_batch: per rank. The last, incomplete step of an epoch is dropped.
-    Raises ValueError when there is none left.
+    The rows depend on (seed, epoch) and the lengths alone. The last, incomplete step of an epoch
+    is dropped. rows_per_micro_batch: per rank; the other arguments are those of `StepSampler`.
+    Raises ValueError when the rows do not fill one step.
     """
 
     def __init__(
@@ -160,20 +171,24 @@ class RowCountSampler(StepSampler):
             )
 
     def steps_in(self, epoch: int) -> int:
-        """The same for every epoch."""
+        """Count the optimizer steps of an epoch; every epoch has the same number."""
         return len(self.tokens) // self.rows_per_step
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> tuple[np.ndarray, ...]:
+        """Balance the next `rows_per_step` rows of the epoch's order."""
+        # Balance inside the step only: which rows a step has depends on the order alone.
         start = step_in_epoch * self.rows_per_step
         rows = self.order(epoch)[start : start + self.rows_per_step]
         parts = balance_step(self.tokens[rows], self.grad_accum, self.world_size)
         return tuple(rows[part] for part in parts)
 
     def describe(self) -> str:
+        """Say how many rows a step has."""
         return f"{self.rows_per_step} rows a step"
 
     def identity(self) -> dict[str, Any]:
-        """Ranks and grad_accum may differ, the rows of a step may not."""
+        """Collect what must be equal to continue: the rows of a step, not ranks and grad_accum."""
+        # Old checkpoints carry these keys.
         return {
             "seed": self.seed,
             "rows_per_step": self.rows_per_step,
@@ -182,16 +197,17 @@ class RowCountSampler(StepSampler):
 
 
 def permutation(count: int, *key: int) -> np.ndarray:
-    """(count,) int64, a permutation of 0..count-1 that depends on the arguments alone.
+    """Permute 0..count-1 in a way that depends on the arguments alone -> (count,) int64.
 
-    Sorted random keys: numpy promises the bits of PCG64 across versions, not `permutation`.
+    Sorts random keys: numpy promises the bits of PCG64 across versions, not `permutation`.
     """
+    # Stable, so that equal keys, however unlikely, keep one order everywhere.
     bits = np.random.PCG64(np.random.SeedSequence(key))
     return np.argsort(bits.random_raw(count), kind="stable")
 
 
 def check_sizes(**sizes: int) -> None:
-    """Raise ValueError for the first that is below 1."""
+    """Raise ValueError for the first of the named sizes that is below 1."""
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")

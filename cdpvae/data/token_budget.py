@@ -1,4 +1,4 @@
-"""`batching: tokens`: as many rows as fill a budget of tokens per micro-batch and rank.
+"""Choose as many rows as fill a budget of tokens per micro-batch and rank (`batching: tokens`).
 
 An epoch's order is cut into steps whose rows fill FILL of the budgets of all micro-batches and
 ranks. So a step is a random sample of rows, as under `batching: rows`. Inside it rows are grouped
@@ -6,33 +6,36 @@ by length: a micro-batch of long rows has few of them, one of short rows many, a
 cost is rows x longest row squared, pads little. In a global micro-batch every rank has the same
 number of rows, because the losses gather them; their number differs between micro-batches.
 
+A *bin* is what one rank gets of one global micro-batch: a step has grad_accum x world_size of them.
 A row costs its instruction, its response and its soft prompts: what passes through the backbone.
 The augmented view, which some steps have, is not counted.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 
-from cdpvae.data.balance import balance_rows
+from cdpvae.data.balance import balance_rows, best_exchange
 from cdpvae.data.sampler import StepSampler, check_sizes
 
-# A step aims at this share of its capacity: what is left makes room for rows not to fit exactly.
+# A step aims at this share of its capacity. The rest is left because rows do not fill it exactly.
 FILL = 0.99
-# Heaviest bin over mean, at which exchanging stops.
+# Exchanging rows stops when the heaviest bin has at most this many times the mean.
 EVEN = 1.005
 
 
 class TokenBudgetSampler(StepSampler):
-    """Steps of grad_accum x world_size bins of at most `tokens_per_micro_batch` tokens.
+    """Fill grad_accum x world_size bins of at most `tokens_per_micro_batch` tokens a step.
 
-    prompt_tokens: soft prompts a row costs beside its own tokens. Every row is in one step of an
-    epoch, except, at its end, what does not give every rank the same number: fewer rows than
-    ranks, or, where rows are so near the budget that bins hold one each, fewer than bins. The last
-    two steps share what is left and may be half full; their number may differ by epoch.
+    Every row is in one step of an epoch, except, at its end, rows that do not give every rank the
+    same number: fewer rows than ranks, or, where rows are so near the budget that bins hold one
+    row each, fewer rows than bins. The last two steps share what is left and may be half full.
+    The number of steps may differ by epoch.
+
+    tokens_per_micro_batch: the budget of a bin. prompt_tokens: soft prompts that a row costs beside
+    its own tokens; the other arguments are those of `StepSampler`.
     Raises ValueError for a row above the budget and for fewer rows than bins.
     """
 
@@ -57,13 +60,17 @@ class TokenBudgetSampler(StepSampler):
             world_size=world_size,
             seed=seed,
         )
+        # Check all rows at once, before any weight is loaded.
         self.budget = tokens_per_micro_batch
         self.prompt_tokens = prompt_tokens
         self.costs = self.tokens + prompt_tokens
         self._check()
+        # The steps of one epoch, cut when they are first asked for.
         self._steps: tuple[int, list[tuple[np.ndarray, ...]]] = (-1, [])
 
     def _check(self) -> None:
+        """Raise ValueError for a row above the budget and for fewer rows than bins."""
+        # A row that no bin holds cannot be trained on; say which and how long it is.
         above = int((self.costs > self.budget).sum())
         if above:
             longest = int(self.costs.argmax())
@@ -73,6 +80,7 @@ class TokenBudgetSampler(StepSampler):
                 f"{self.responses[longest]} response + {self.prompt_tokens} prompt tokens; set at "
                 f"least {self.costs[longest]}, or preprocess with lower max_*_tokens"
             )
+        # Every rank needs a row in every micro-batch, or gathering would wait for it.
         if len(self.costs) < self.grad_accum * self.world_size:
             raise ValueError(
                 f"{len(self.costs)} rows do not give each of {self.grad_accum} micro-batches on "
@@ -80,17 +88,21 @@ class TokenBudgetSampler(StepSampler):
             )
 
     def steps_in(self, epoch: int) -> int:
+        """Count the optimizer steps of an epoch."""
         return len(self._epoch(epoch))
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> tuple[np.ndarray, ...]:
+        """Take the rows of one step, balanced over the ranks of each micro-batch."""
         return tuple(even_ranks(self.costs, part) for part in self._epoch(epoch)[step_in_epoch])
 
     def describe(self) -> str:
+        """Say how many micro-batches a step has, and their budget."""
         bins = self.grad_accum * self.world_size
         return f"{bins} micro-batches of at most {self.budget} tokens a step"
 
     def identity(self) -> dict[str, Any]:
-        """Everything that moves the borders of steps."""
+        """Collect everything that moves the borders of steps."""
+        # grad_accum and ranks are among them: other bins hold other rows.
         return {
             "seed": self.seed,
             "tokens_per_micro_batch": self.budget,
@@ -101,7 +113,7 @@ class TokenBudgetSampler(StepSampler):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[np.ndarray, ...]]:
-        """All steps of an epoch, as `StepRows.micro_batches`."""
+        """Cut all steps of an epoch, each as `StepRows.micro_batches`; the last epoch is kept."""
         cached, steps = self._steps
         if epoch != cached:
             order = self.order(epoch)
@@ -114,18 +126,24 @@ class TokenBudgetSampler(StepSampler):
 def cut_steps(
     costs: np.ndarray, budget: int, grad_accum: int, world_size: int
 ) -> list[tuple[int, list[np.ndarray]]]:
-    """Consecutive steps over rows in their order: (start, parts as `pack_step` gives them).
+    """Cut rows in their order into consecutive steps, as long as every bin gets a row.
 
-    costs: (rows,) int64, none above `budget`.
+    costs (rows,): int64, no row above `budget`.
+    budget: the largest sum of a bin.
+    grad_accum, world_size: their product is the number of bins a step.
+
+    -> for each step its first row and what `pack_step` makes of the rows from there on.
     """
     bins = grad_accum * world_size
     target = FILL * budget * bins
+    # `until[i]` is what rows 0..i cost together.
     until = np.cumsum(costs)
     steps, start = [], 0
     while (remaining := len(costs) - start) >= bins:
         before = until[start] - costs[start]
         left = until[-1] - before
-        # What makes two steps is shared evenly: no step of a handful of rows, and none left out.
+        # Share evenly what two steps can hold, so that no step has a handful of rows and no row is
+        # left out. A full step that would leave too few rows for another one is halved as well.
         for aim in [left / 2] if target < left <= 2 * target else [target, left / 2]:
             wanted = int(np.searchsorted(until, before + aim, side="right")) - start
             parts = _first_step(costs[start:], wanted, budget, grad_accum, world_size)
@@ -140,38 +158,59 @@ def cut_steps(
 def _first_step(
     costs: np.ndarray, wanted: int, budget: int, grad_accum: int, world_size: int
 ) -> list[np.ndarray]:
-    """The first rows, `wanted` of them or as many fewer as can be packed."""
+    """Pack the first `wanted` rows, or as many fewer as fit.
+
+    costs (rows,): int64, no row above `budget`.
+    wanted: rows to begin with.
+    budget, grad_accum, world_size: as in `cut_steps`.
+
+    -> as `pack_step`.
+    """
     bins = grad_accum * world_size
-    for attempt in itertools.count():
+    attempt = 0
+    while True:
         count = max(wanted // world_size * world_size, bins)
         parts = pack_step(costs[:count], budget, grad_accum, world_size)
         if parts is not None:
             return parts
-        # One row a bin always fits, so this ends; growing steps keep it short.
+        # Try again with fewer rows. One row a bin always fits, so this ends; taking away more rows
+        # after every fourth attempt keeps it short.
         wanted = count - world_size * (1 + attempt // 4)
+        attempt += 1
 
 
 def pack_step(
     costs: np.ndarray, budget: int, grad_accum: int, world_size: int
 ) -> list[np.ndarray] | None:
-    """Positions 0..n-1 as grad_accum arrays (world_size, rows), longest rows first, or None.
+    """Split the rows of a step into bins, none above `budget`. Deterministic.
 
-    costs: (n,) int64, n a multiple of world_size and at least one row for each of the bins. No
-    bin is above `budget`; None when exchanging rows does not get there. Deterministic.
+    costs (n,): int64, n a multiple of world_size and at least the number of bins.
+    budget: the largest sum of a bin.
+    grad_accum, world_size: their product is the number of bins.
+
+    -> grad_accum arrays (world_size, rows) of indices into `costs`, longest rows first; None when
+    exchanging rows leaves a bin above the budget.
     """
+    # Sort by length, cut into micro-batches of nearly equal cost, and share each over the ranks.
     order = np.argsort(-costs, kind="stable")
     sizes = _group_sizes(costs[order].reshape(-1, world_size).sum(1), grad_accum)
     bin_of = _assign_ranks(sizes, world_size)
+    # Exchange rows until the bins are within the budget and nearly even.
     even = EVEN * costs.sum() / (grad_accum * world_size)
-    if not _exchange(costs[order], bin_of, min(budget, even), budget):
+    if not _even_out(costs[order], bin_of, min(budget, even), budget):
         return None
+    # Collect the rows of each bin.
     by_bin = order[np.argsort(bin_of, kind="stable")]
     groups = np.split(by_bin, np.cumsum(sizes * world_size)[:-1])
     return [group.reshape(world_size, -1) for group in groups]
 
 
 def even_ranks(costs: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    """(world_size, rows) positions, balanced anew where that makes the heaviest rank lighter."""
+    """Balance the rows of a micro-batch over its ranks, where that makes the heaviest lighter.
+
+    ranks: (world_size, rows) indices into `costs`. -> the same rows in the same shape.
+    """
+    # Packing evened out all bins of the step at once; a second look at one micro-batch may help.
     rows = ranks.ravel()
     balanced = rows[np.array(balance_rows(costs[rows], len(ranks)))]
     lighter = costs[balanced].sum(1).max() < costs[ranks].sum(1).max()
@@ -179,12 +218,15 @@ def even_ranks(costs: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 
 def _group_sizes(costs: np.ndarray, groups: int) -> np.ndarray:
-    """(groups,) how many consecutive units each takes, at least 1, for nearly equal sums.
+    """Cut units into consecutive groups of at least one unit and nearly equal sums.
 
-    costs: (units,), falling, of rows that the ranks get one each of. Sums are rounded up from the
-    front: a group of long rows that is too heavy can swap rows with one of short rows that is too
-    light, and not the other way round.
+    A unit is world_size rows of similar length, one for each rank. Sums are rounded up from the
+    front: a group of long rows that is too heavy can exchange rows with one of short rows that is
+    too light, and not the other way round.
+
+    costs: (units,), falling. -> (groups,) units of each group.
     """
+    # Cut after the unit that reaches each group's share, but leave a unit for every group.
     sums = np.cumsum(costs)
     aims = sums[-1] * np.arange(1, groups) / groups
     cuts = [0]
@@ -194,31 +236,41 @@ def _group_sizes(costs: np.ndarray, groups: int) -> np.ndarray:
 
 
 def _assign_ranks(sizes: np.ndarray, world_size: int) -> np.ndarray:
-    """(rows,) bin of each row, sorted by cost: to and fro over the ranks of its group."""
+    """Give the rows of each group, sorted by cost, to its ranks, to and fro.
+
+    sizes: (groups,) units of each group. -> (rows,) the bin of each row.
+    """
+    # To and fro, so that no rank always gets the longest row of a unit.
     ranks = np.tile(np.arange(world_size), (int(sizes.sum()), 1))
     ranks[1::2] = ranks[1::2, ::-1]
     return (np.repeat(np.arange(len(sizes)), sizes)[:, None] * world_size + ranks).ravel()
 
 
-def _exchange(costs: np.ndarray, bin_of: np.ndarray, enough: float, limit: float) -> bool:
-    """Swap rows of the heaviest bin against others', in place, until no bin is above `enough`.
+def _even_out(costs: np.ndarray, bin_of: np.ndarray, enough: float, limit: float) -> bool:
+    """Exchange rows of the heaviest bin for others', until no bin is above `enough`.
 
-    -> whether all ended at or below `limit`.
+    costs (rows,): tokens of every row.
+    bin_of (rows,): the bin of every row; changed in place.
+    enough: a sum at which exchanging stops.
+    limit: the largest sum that is allowed.
+
+    -> whether every bin ended at or below `limit`.
     """
     sums = np.bincount(bin_of, weights=costs)
+    # The bound caps the time that an unlucky step takes.
     for _ in range(4 * len(sums)):
         heavy = int(sums.argmax())
         if sums[heavy] <= enough:
             break
-        mine = np.flatnonzero(bin_of == heavy)
-        moved = costs[mine][:, None] - costs[None, :]
-        worse = np.maximum(sums[heavy] - moved, sums[bin_of][None, :] + moved)
-        worse[:, mine] = np.inf
-        i, j = np.unravel_index(int(worse.argmin()), worse.shape)
-        if worse[i, j] >= sums[heavy]:
+        mine, others = np.flatnonzero(bin_of == heavy), np.flatnonzero(bin_of != heavy)
+        pair = best_exchange(costs, mine, sums[heavy], others, sums[bin_of[others]])
+        if pair is None:
             break
-        other = bin_of[j]
-        sums[heavy] -= moved[i, j]
-        sums[other] += moved[i, j]
-        bin_of[mine[i]], bin_of[j] = other, heavy
+        # Move both rows, and what they cost.
+        given, taken = mine[pair[0]], others[pair[1]]
+        other = bin_of[taken]
+        moved = costs[given] - costs[taken]
+        sums[heavy] -= moved
+        sums[other] += moved
+        bin_of[given], bin_of[taken] = other, heavy
     return bool(sums.max() <= limit)

@@ -11,10 +11,30 @@ import torch
 from cdpvae.batch import VAEBatch
 from cdpvae.config import Settings, load_settings
 from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset, VAECollator, evaluation_batches
+from cdpvae.evaluation.options import EvaluationOptions, Split
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
 
 
-@dataclass
+@dataclass(frozen=True)
+class RowSelection:
+    """Which rows of which data.
+
+    split: of the processed data. processed_dir: other data than the run was trained on.
+    limit: the first so many rows; None for all. rows_per_batch: packed together.
+    """
+
+    split: Split
+    processed_dir: str | None
+    limit: int | None
+    rows_per_batch: int
+
+    @classmethod
+    def of(cls, options: EvaluationOptions) -> RowSelection:
+        """Select the rows that a command's flags name."""
+        return cls(options.split, options.processed_dir, options.num_rows, options.rows_per_batch)
+
+
+@dataclass(frozen=True)
 class OpenedRun:
     """What a checkpoint holds, on a device, in eval mode."""
 
@@ -23,17 +43,18 @@ class OpenedRun:
     model: LlamaSoftPromptVAE
     tokenizer: LlamaTokenizerWrapper
 
-    def rows(
-        self, processed_dir: str | None, split: str, limit: int | None, rows_per_batch: int
-    ) -> list[VAEBatch]:
-        """Packed batches of a split. Raises ValueError for other data or an empty split."""
-        directory = Path(processed_dir) if processed_dir else self.settings.data.processed
-        dataset = PreprocessedDataset(directory, split)
+    def rows(self, selection: RowSelection) -> list[VAEBatch]:
+        """Return packed batches of a split. Raises ValueError for other data or an empty split."""
+        directory = selection.processed_dir or self.settings.data.processed
+        dataset = PreprocessedDataset(Path(directory), selection.split)
         dataset.check_tokenizer(self.tokenizer)
-        return list(evaluation_batches(dataset, VAECollator(), rows_per_batch, limit=limit))
+        batches = evaluation_batches(
+            dataset, VAECollator(), selection.rows_per_batch, limit=selection.limit
+        )
+        return list(batches)
 
     def texts(self, batch: VAEBatch) -> Iterator[tuple[str, str]]:
-        """(instruction, response) of every row, decoded."""
+        """Yield (instruction, response) of every row, decoded."""
         rows = zip(batch.instruction.rows(), batch.response.rows(), strict=True)
         for instruction, response in rows:
             yield (

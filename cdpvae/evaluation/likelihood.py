@@ -4,38 +4,74 @@ All likelihoods are nats per sequence, dropout and word dropout off. The z-use t
 another row's, by a prior draw and by zero: a decoder that ignores z loses nothing, however many
 units look active.
 
-Legend: B rows, N target positions, Z latent.
+Legend: B rows, N target positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cdpvae.batch import PackedText, VAEBatch, next_token_targets
-from cdpvae.loss import kl_per_row_dim
+from cdpvae.latents import Code, KeyedNoise
+from cdpvae.latents.gaussian import ACTIVE_VARIANCE
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
-from cdpvae_kernels import linear_cross_entropy, philox
+from cdpvae_kernels import Stream, linear_cross_entropy
 
 # Evaluation noise must not repeat what training drew for the same rows.
 EVALUATION_EPOCH = 2**20
 
-ACTIVE_VARIANCE = 0.01
-REPLACEMENTS = ("shuffled", "prior", "zero")
+
+@dataclass(frozen=True)
+class LikelihoodSums:
+    """Sums over rows in fp64; they add up over batches and ranks.
+
+    rows, tokens: how many, tokens being target tokens.
+    nll_q, nll_mu: nats from z ~ q(z|x), one sample, and from the code's mean.
+    kl: the rate, not clamped.
+    replaced: rows of the z-use test; a batch of one row has no other row to take z from.
+    nll_replaced: their nats from z ~ q(z|x).
+    shuffled, prior, zero: their nats from another row's z, a prior draw, and zero.
+    """
+
+    rows: float = 0.0
+    tokens: float = 0.0
+    nll_q: float = 0.0
+    nll_mu: float = 0.0
+    kl: float = 0.0
+    replaced: float = 0.0
+    nll_replaced: float = 0.0
+    shuffled: float = 0.0
+    prior: float = 0.0
+    zero: float = 0.0
+
+    def __add__(self, other: LikelihoodSums) -> LikelihoodSums:
+        """Add field by field."""
+        pairs = zip(asdict(self).items(), asdict(other).values(), strict=True)
+        return LikelihoodSums(**{name: mine + theirs for (name, mine), theirs in pairs})
+
+    def all_reduce(
+        self, reduce: Callable[[Tensor], Tensor], device: torch.device
+    ) -> LikelihoodSums:
+        """Return the sums over all ranks. reduce: sums a tensor over them."""
+        mine = torch.tensor(list(asdict(self).values()), dtype=torch.float64, device=device)
+        names = [part.name for part in fields(self)]
+        return LikelihoodSums(**dict(zip(names, reduce(mine).tolist(), strict=True)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Likelihood:
     """Means over rows, nats per sequence; `tokens` is the mean number of target tokens.
 
-    nll_q: z ~ q(z|x), one sample. nll_mu: z = mu. kl: KL(q(z|x) || N(0, I)).
+    nll_q: z ~ q(z|x), one sample. nll_mu: z is the code's mean. kl: KL(q(z|x) || p(z)).
     neg_elbo: nll_q + kl, an upper bound on -log p(x) in expectation.
-    active_unit_ratio: share of dimensions whose mu varies by more than 0.01 over the rows (N-1).
     costs: nats lost when z is replaced by another row's, a prior draw, or zero, by name.
-    A model without latent has nll_q = nll_mu = neg_elbo, kl = 0 and no costs.
+    health: the latent family's own figures over the rows.
+    A model without a latent has nll_q = nll_mu = neg_elbo, kl = 0, no costs and no health.
     """
 
     rows: int
@@ -44,119 +80,123 @@ class Likelihood:
     nll_mu: float
     kl: float
     neg_elbo: float
-    active_unit_ratio: float
     costs: dict[str, float]
+    health: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sums: LikelihoodSums, health: dict[str, float]) -> Likelihood:
+        """Make means of sums. Raises ValueError when no row was evaluated."""
+        rows = sums.rows
+        if rows == 0:
+            raise ValueError("no row to evaluate: the split is empty")
+        # A cost is the difference over the same rows, so that left-out rows do not enter it.
+        costs = {}
+        if sums.replaced:
+            costs = {
+                name: (getattr(sums, name) - sums.nll_replaced) / sums.replaced
+                for name in ("shuffled", "prior", "zero")
+            }
+        return cls(
+            rows=int(rows),
+            tokens=sums.tokens / rows,
+            nll_q=sums.nll_q / rows,
+            nll_mu=sums.nll_mu / rows,
+            kl=sums.kl / rows,
+            neg_elbo=(sums.nll_q + sums.kl) / rows,
+            costs=costs,
+            health=health,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures, those of the family beside the others."""
+        content = asdict(self)
+        health = content.pop("health")
+        return {**content, **health}
 
 
-def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor | None, response: PackedText) -> Tensor:
-    """-log p(response | z) of each row -> (B,) fp32 nats. z: (B, Z), None without latent."""
+def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> Tensor:
+    """Return -log p(response | z) of each row -> (B,) fp32 nats. z (B, *latent.shape)."""
     decoded = model.decode(z, response.ids, response)
-    target_rows, targets = next_token_targets(response)
+    target_positions, targets = next_token_targets(response)
     _, stats = linear_cross_entropy(
         decoded.hidden,
         model.backbone.head_weight,
         targets,
-        rows=decoded.rows[target_rows],
+        rows=decoded.positions[target_positions],
         divisor=1,
         return_stats=True,
         impl=model.impl,
     )
     nll = stats.nll.new_zeros(response.num_rows)
-    return nll.index_add(0, target_row_of(response), stats.nll)
+    return nll.index_add(0, row_of_targets(response), stats.nll)
 
 
-def target_row_of(response: PackedText) -> Tensor:
-    """(N,) the row each target position belongs to."""
+def row_of_targets(response: PackedText) -> Tensor:
+    """Return the row that each target position belongs to, (N,)."""
     predicting = response.lengths.long() - 1
     rows = torch.arange(response.num_rows, device=response.ids.device)
     return torch.repeat_interleave(rows, predicting)
 
 
 @torch.no_grad()
-def likelihood_sums(
-    model: LlamaSoftPromptVAE,
-    batches: Iterable[VAEBatch],
-    *,
-    seed: int,
-    z_use: bool = True,
-) -> Tensor:
-    """Sums over rows, (10 + 2 Z,) fp64, that add up over ranks: `likelihood_from_sums` reads them.
+def measure_batches(
+    model: LlamaSoftPromptVAE, batches: Iterable[VAEBatch], *, seed: int, z_use: bool = True
+) -> tuple[LikelihoodSums, Code | None]:
+    """Return sums over the rows of the batches, and their codes on the CPU.
 
-    A batch of one row has no other row to take z from, and is left out of the z-use test.
+    seed: keys posterior noise and prior draws. z_use: also replace z. No batch gives no code.
     """
-    dims = 0 if model.config.latent.kind == "none" else model.config.latent.latent_dim
-    total = torch.zeros(10 + 2 * dims, dtype=torch.float64, device=model.device)
+    total, codes = LikelihoodSums(), []
     with model.evaluating():
         for batch in batches:
-            total += _batch_sums(model, batch.to(model.device), seed, z_use)
-    return total
+            sums, code = _measure_batch(model, batch.to(model.device), seed, z_use)
+            total = total + sums
+            codes.append(code.map(lambda tensor: tensor.cpu()))
+    return total, type(codes[0]).concat(codes) if codes else None
 
 
-def _batch_sums(model, batch: VAEBatch, seed: int, z_use: bool) -> Tensor:
-    response, rows = batch.response, batch.num_rows
+def _measure_batch(
+    model: LlamaSoftPromptVAE, batch: VAEBatch, seed: int, z_use: bool
+) -> tuple[LikelihoodSums, Code]:
+    latent, response, index = model.latent, batch.response, batch.sample_index
 
-    def summed(z: Tensor | None) -> Tensor:
-        return sequence_nll(model, z, response).double().sum()
+    def nll(z: Tensor) -> float:
+        return float(sequence_nll(model, z, response).double().sum())
 
-    tokens = (response.lengths - 1).sum()
-    if model.config.latent.kind == "none":
-        nll = summed(None)
-        return _vector(model, [rows, tokens, nll, nll])
-    posterior = model.posterior(batch.instruction)
-    index = batch.sample_index
-    z = model.sample_posterior(posterior, index, seed=seed, epoch=EVALUATION_EPOCH)
-    nll = summed(z)
-    kl = kl_per_row_dim(posterior.mu, posterior.logvar).double().sum()
-    values = [rows, tokens, nll, summed(posterior.mu), kl]
-    if z_use and rows > 1:
-        position = torch.arange(z.shape[1], device=z.device)[None]
-        prior = philox.normal(seed, philox.Stream.PRIOR, index[:, None], 0, position)
-        values += [rows, nll]
-        values += [summed(z.roll(1, 0)), summed(prior), summed(torch.zeros_like(z))]
-    mu = posterior.mu.double()
-    return torch.cat((_vector(model, values), mu.sum(0), mu.square().sum(0)))
-
-
-def _vector(model, values: list) -> Tensor:
-    """(10,) fp64, zeros for what was not measured."""
-    padded = [float(value) for value in values] + [0.0] * (10 - len(values))
-    return torch.tensor(padded, dtype=torch.float64, device=model.device)
-
-
-def likelihood_from_sums(sums: Tensor) -> Likelihood:
-    """The means. Raises ValueError when no row was evaluated."""
-    rows, tokens, nll_q, nll_mu, kl, replaced, nll_replaced, *replacements = sums[:10].tolist()
-    if rows == 0:
-        raise ValueError("no row to evaluate: the split is empty")
-    # A cost is the difference over the same rows, so that left-out rows do not enter it.
-    costs = {
-        name: (total - nll_replaced) / replaced
-        for name, total in zip(REPLACEMENTS, replacements, strict=True)
-        if replaced
-    }
-    return Likelihood(
-        rows=int(rows),
-        tokens=tokens / rows,
-        nll_q=nll_q / rows,
-        nll_mu=nll_mu / rows,
-        kl=kl / rows,
-        neg_elbo=(nll_q + kl) / rows,
-        active_unit_ratio=_active_unit_ratio(rows, sums[10:]),
-        costs=costs,
+    # Likelihoods from the posterior, by a sample and by its mean.
+    code = model.infer(batch.instruction)
+    z = latent.sample(code, model.training_noise(index, seed=seed, epoch=EVALUATION_EPOCH))
+    counts = {"rows": batch.num_rows, "tokens": float((response.lengths - 1).sum())}
+    nll_q = nll(z)
+    if not z[0].numel():
+        return LikelihoodSums(**counts, nll_q=nll_q, nll_mu=nll_q), code
+    rate = latent.penalties(code).get("kl")
+    kl = 0.0 if rate is None else float(rate.double().sum())
+    sums = LikelihoodSums(**counts, nll_q=nll_q, nll_mu=nll(latent.mean(code)), kl=kl)
+    if not z_use or batch.num_rows < 2:
+        return sums, code
+    # The z-use test: the same rows from a z that is not theirs.
+    noise = KeyedNoise(seed, Stream.PRIOR, index, 0)
+    replaced = LikelihoodSums(
+        replaced=batch.num_rows,
+        nll_replaced=nll_q,
+        shuffled=nll(z.roll(1, 0)),
+        prior=nll(latent.prior.sample(batch.num_rows, noise)),
+        zero=nll(torch.zeros_like(z)),
     )
-
-
-def _active_unit_ratio(rows: float, moments_2Z: Tensor) -> float:
-    """From the sums of mu and of its square; 0 without latent or for a single row."""
-    if not moments_2Z.numel() or rows < 2:
-        return 0.0
-    total, square = moments_2Z.chunk(2)
-    variance = (square - total.square() / rows) / (rows - 1)
-    return float((variance > ACTIVE_VARIANCE).double().mean())
+    return sums + replaced, code
 
 
 def evaluate_likelihood(
     model: LlamaSoftPromptVAE, batches: Iterable[VAEBatch], *, seed: int, z_use: bool = True
 ) -> Likelihood:
-    """`Likelihood` of one process over its batches."""
-    return likelihood_from_sums(likelihood_sums(model, batches, seed=seed, z_use=z_use))
+    """Return the `Likelihood` of one process over its batches."""
+    sums, code = measure_batches(model, batches, seed=seed, z_use=z_use)
+    return Likelihood.of(sums, health_of(model, code, seed=seed))
+
+
+def health_of(model: LlamaSoftPromptVAE, code: Code | None, *, seed: int) -> dict[str, float]:
+    """Return the family's figures over held-out rows; empty for fewer than two."""
+    if code is None or code.num_rows < 2:
+        return {}
+    return model.latent.health(code, seed=seed, active_variance=ACTIVE_VARIANCE)

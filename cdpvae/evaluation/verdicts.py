@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from cdpvae.evaluation.checkpoint import OpenedRun, open_run
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
 from cdpvae.evaluation.likelihood import Likelihood, evaluate_likelihood
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
     """A value beside its healthy range; `low` or `high` is None where there is no bound."""
 
@@ -20,11 +22,12 @@ class Verdict:
 
     @property
     def healthy(self) -> bool:
+        """Whether the value lies within its range."""
         above = self.low is None or self.value >= self.low
         return above and (self.high is None or self.value <= self.high)
 
     def line(self) -> str:
-        """Fixed columns: name, value, range, verdict, note."""
+        """Return fixed columns: name, value, range, verdict, note."""
         if self.low is None and self.high is None:
             bounds, word = "", ""
         else:
@@ -35,40 +38,58 @@ class Verdict:
         return f"{self.name:<28}{self.value:>10.3f}  {bounds:<12}  {word:<12}  {self.note}".rstrip()
 
 
-def model_likelihood(opened: OpenedRun, options) -> Likelihood:
-    """`options` names split, processed_dir, num_rows, rows_per_batch and seed."""
-    batches = opened.rows(
-        options.processed_dir, options.split, options.num_rows, options.rows_per_batch
-    )
-    return evaluate_likelihood(opened.model, batches, seed=options.seed)
+def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the table of all verdicts under its head."""
+    return [f"{'':<28}{'value':>10}  {'healthy':<12}", *(verdict.line() for verdict in verdicts)]
 
 
-def baseline_likelihood(options) -> Likelihood | None:
-    """Of the run named by `options.baseline`. Raises ValueError when that run has a latent."""
-    if options.baseline is None:
-        return None
-    opened = open_run(options.baseline, device=options.device)
-    if opened.settings.model.latent.kind != "none":
+@dataclass(frozen=True)
+class Likelihoods:
+    """Likelihoods of a run, and of one without a latent on the same rows where one was given."""
+
+    model: Likelihood
+    baseline: Likelihood | None
+
+    def lines(self) -> list[str]:
+        """Return nats per sequence, what each replacement of z costs, and the baseline."""
+        result = self.model
+        lines = [
+            f"{result.rows} rows, {result.tokens:.1f} target tokens each; nats per sequence:",
+            f"  NLL from z~q {result.nll_q:.2f}, from z=mu {result.nll_mu:.2f}; "
+            f"KL {result.kl:.2f}; negative ELBO {result.neg_elbo:.2f}",
+        ]
+        if result.costs:
+            lines.append(
+                "  z-use test, cost of replacing z: "
+                + ", ".join(f"{what} {cost:+.2f}" for what, cost in result.costs.items())
+            )
+        if self.baseline is not None:
+            lines.append(f"  the same decoder without z: NLL {self.baseline.nll_q:.2f}")
+        else:
+            lines.append(
+                "  (no --baseline given: train one with --latent none to judge these numbers)"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """Return both as plain values."""
+        baseline = None if self.baseline is None else self.baseline.to_json()
+        return {"likelihood": self.model.to_json(), "baseline": baseline}
+
+
+def compare_likelihoods(
+    opened: OpenedRun, baseline: str | None, rows: RowSelection, seed: int
+) -> Likelihoods:
+    """Measure a run, and the baseline at the directory `baseline`, on the same rows.
+
+    seed: of posterior noise and prior draws. Raises ValueError when the baseline has a latent.
+    """
+    result = evaluate_likelihood(opened.model, opened.rows(rows), seed=seed)
+    if baseline is None:
+        return Likelihoods(result, None)
+    other = open_run(baseline, device=str(opened.model.device))
+    if other.model.latent.reads_text:
         raise ValueError(
-            f"baseline={options.baseline!r} was trained with a latent; give a --latent none run"
+            f"baseline={baseline!r} was trained with a latent; give a run of --latent none"
         )
-    return model_likelihood(opened, options)
-
-
-def likelihood_lines(result: Likelihood, baseline: Likelihood | None) -> list[str]:
-    """Nats per sequence; what each replacement of z costs; the decoder without z beside it."""
-    lines = [
-        f"{result.rows} rows, {result.tokens:.1f} target tokens each; nats per sequence:",
-        f"  NLL from z~q {result.nll_q:.2f}, from z=mu {result.nll_mu:.2f}; KL {result.kl:.2f}; "
-        f"negative ELBO {result.neg_elbo:.2f}",
-    ]
-    if result.costs:
-        lines.append(
-            "  z-use test, cost of replacing z: "
-            + ", ".join(f"{what} {cost:+.2f}" for what, cost in result.costs.items())
-        )
-    if baseline is not None:
-        lines.append(f"  the same decoder without z: NLL {baseline.nll_q:.2f}")
-    else:
-        lines.append("  (no --baseline given: train one with --latent none to judge these numbers)")
-    return lines
+    return Likelihoods(result, evaluate_likelihood(other.model, other.rows(rows), seed=seed))

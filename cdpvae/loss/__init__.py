@@ -1,23 +1,31 @@
-"""The objective, one term a file; `elbo.py` adds them up."""
+"""The objective, one term a file; `objective.py` adds them up."""
 
 from cdpvae.loss.annealing import CyclicalAnnealingSchedule
-from cdpvae.loss.bow import bow_loss, compute_bow_loss, content_tokens
-from cdpvae.loss.contrastive import InfoNCELoss, InfoNCETerms, MomentumQueue
-from cdpvae.loss.objective import SoftPromptVAELoss
-from cdpvae.loss.rate import FreeBitsKL, KLTerms, kl_per_row_dim
-from cdpvae.loss.reconstruction import reconstruction_nll
+from cdpvae.loss.base import Gather, LossInputs, LossTerm, StepContext
+from cdpvae.loss.bow import BagOfWords, bow_loss, content_tokens
+from cdpvae.loss.contrastive import Contrastive, InfoNCELoss, InfoNCETerms, MomentumQueue
+from cdpvae.loss.objective import Objective, build_objective
+from cdpvae.loss.rate import Rate, RateTerms, clamp_rate
+from cdpvae.loss.reconstruction import Reconstruction, reconstruction_nll
 
 __all__ = [
+    "BagOfWords",
+    "Contrastive",
     "CyclicalAnnealingSchedule",
-    "FreeBitsKL",
+    "Gather",
     "InfoNCELoss",
     "InfoNCETerms",
-    "KLTerms",
+    "LossInputs",
+    "LossTerm",
     "MomentumQueue",
-    "SoftPromptVAELoss",
+    "Objective",
+    "Rate",
+    "RateTerms",
+    "Reconstruction",
+    "StepContext",
     "bow_loss",
-    "compute_bow_loss",
+    "build_objective",
+    "clamp_rate",
     "content_tokens",
-    "kl_per_row_dim",
     "reconstruction_nll",
 ]

@@ -1,4 +1,4 @@
-"""InfoNCE between the posterior means of a text and of its augmented view.
+"""InfoNCE between the latent vectors of a text and of its augmented view.
 
 Each anchor must pick its own positive among all candidates: the positives of the global
 micro-batch and, optionally, a queue of past ones. One direction only, anchors against positives.
@@ -13,20 +13,26 @@ Legend: B local rows, K rows of all ranks, Q rows in the queue, Z latent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdpvae.batch import Term
+from cdpvae.loss.base import Gather, LossInputs, LossTerm, StepContext, graph_if
+
 
 @dataclass(frozen=True)
 class InfoNCETerms:
-    """loss: () nats, carries the graph. mi_bound: () nats, mi_cap - loss, detached.
+    """What InfoNCE gives for one global micro-batch.
 
-    mi_cap: log(K + Q) in nats. positives: (K, Z), the gathered positives as they were compared
-    (normalised if so set), detached: what a queue takes.
+    loss (): nats, carries the graph.
+    mi_bound (): nats, mi_cap - loss, detached.
+    mi_cap: log(K + Q) in nats.
+    positives (K, Z): the gathered positives as they were compared (normalised if so set),
+        detached: what a queue takes.
     """
 
     loss: Tensor
@@ -36,17 +42,17 @@ class InfoNCETerms:
 
 
 class InfoNCELoss:
-    """-log of the softmax weight of the right candidate, mean over anchors.
+    """Compute -log of the softmax weight of the right candidate, mean over anchors.
 
     temperature: divides the similarities; positive. normalize: L2-normalise rows, so that the
     similarity is a cosine. Raises ValueError for a temperature that is not positive and finite.
     """
 
-    def __init__(self, temperature: float = 0.07, normalize: bool = True) -> None:
+    def __init__(self, temperature: float, normalize: bool) -> None:
         if not (math.isfinite(temperature) and temperature > 0):
             raise ValueError(
                 f"temperature={temperature}: it divides the similarities and must be finite and "
-                "above 0; the description's value is 0.07"
+                "above 0; the default is 0.07"
             )
         self.temperature = temperature
         self.normalize = normalize
@@ -56,14 +62,18 @@ class InfoNCELoss:
         anchor_BZ: Tensor,
         positive_BZ: Tensor,
         queue_QZ: Tensor | None = None,
-        gather: Callable[[Tensor], Tensor] | None = None,
+        gather: Gather | None = None,
     ) -> InfoNCETerms:
-        """Row i of `positive_BZ` is the positive of row i of `anchor_BZ`, both (B, Z), B >= 1.
+        """Compare each anchor with its own positive and with all others. Computes in fp32.
 
-        queue_QZ: (Q, Z) further negatives, no gradient, taken as they are. gather: rows of all
-        ranks, see `elbo.py`; None means local. Computes in fp32 (fp64 for fp64 inputs).
+        anchor_BZ, positive_BZ (B, Z): row i of the second is the positive of row i of the first;
+            B >= 1. fp64 inputs are computed in fp64.
+        queue_QZ (Q, Z): further negatives, no gradient, taken as they are.
+        gather: rows of all ranks, see `base.py`; None means local.
+
         Raises ValueError for wrong shapes.
         """
+        # Bring the rows of all ranks together.
         if anchor_BZ.dim() != 2 or anchor_BZ.shape != positive_BZ.shape or not len(anchor_BZ):
             raise ValueError(
                 f"anchor {tuple(anchor_BZ.shape)} and positive {tuple(positive_BZ.shape)} must "
@@ -71,6 +81,7 @@ class InfoNCELoss:
             )
         anchor_KZ = self._rows(anchor_BZ, gather)
         positive_KZ = self._rows(positive_BZ, gather)
+        # Candidates are all positives, and those of earlier micro-batches.
         candidates = positive_KZ
         if queue_QZ is not None:
             candidates = torch.cat((positive_KZ, _checked_queue(queue_QZ, positive_KZ)))
@@ -80,7 +91,7 @@ class InfoNCELoss:
         mi_cap = math.log(similarity.shape[1])
         return InfoNCETerms(loss, mi_cap - loss.detach(), mi_cap, positive_KZ.detach())
 
-    def _rows(self, rows_BZ: Tensor, gather: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _rows(self, rows_BZ: Tensor, gather: Gather | None) -> Tensor:
         rows = rows_BZ.to(torch.promote_types(rows_BZ.dtype, torch.float32))
         if self.normalize:
             rows = F.normalize(rows, dim=-1)
@@ -96,7 +107,7 @@ def _checked_queue(queue_QZ: Tensor, like_KZ: Tensor) -> Tensor:
 
 
 class MomentumQueue:
-    """The last `size` positives, first in, first out; more negatives for InfoNCE at no forward.
+    """Keep the last `size` positives, first in, first out: negatives that cost no forward pass.
 
     He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning". There is
     no momentum encoder here: the backbone is frozen, so the features drift only with the small
@@ -106,7 +117,7 @@ class MomentumQueue:
     Raises ValueError for a negative size or a dim below 1.
     """
 
-    def __init__(self, size: int = 0, *, dim: int) -> None:
+    def __init__(self, size: int, *, dim: int) -> None:
         if size < 0:
             raise ValueError(f"size={size}: a queue holds at least 0 rows; 0 switches it off")
         if dim < 1:
@@ -119,7 +130,7 @@ class MomentumQueue:
         return self._rows.shape[0]
 
     def push(self, rows_KZ: Tensor) -> None:
-        """Append rows (K, dim) in their order; the oldest leave. Of more than `size`, the newest.
+        """Append rows (K, dim) in their order; the oldest leave, the newest `size` stay.
 
         Every rank must push the same rows, the gathered ones, so that the queues stay alike.
         Raises ValueError for another shape.
@@ -133,14 +144,14 @@ class MomentumQueue:
         self._rows = torch.cat((self._rows.to(new.device), new))[-self.size :].clone()
 
     def rows(self) -> Tensor | None:
-        """The rows held, (n, dim) fp32, oldest first; None while there are none."""
+        """Return the rows held, (n, dim) fp32, oldest first; None while there are none."""
         return self._rows if len(self) else None
 
-    def state_dict(self) -> dict[str, int | Tensor]:
-        """Plain integers and one tensor, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain integers and one tensor, for a checkpoint."""
         return {"size": self.size, "dim": self.dim, "rows": self._rows.clone()}
 
-    def load_state_dict(self, state: dict[str, int | Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` of a queue of the same size and dim gave.
 
         Raises ValueError for missing keys, another size or dim, or rows that do not fit.
@@ -160,3 +171,48 @@ class MomentumQueue:
                 f"{self.dim})"
             )
         self._rows = rows.detach().to(torch.float32, copy=True)
+
+
+class Contrastive(LossTerm):
+    """The InfoNCE term, weighted by `contrastive_weight`, and the queue of past positives.
+
+    infonce: how rows are compared. queue: further negatives; positives enter it after each
+    micro-batch that is trained on.
+    """
+
+    # A step without the augmented view computes none of them.
+    optional_columns: ClassVar[tuple[str, ...]] = ("infonce", "mi_bound", "mi_cap")
+
+    def __init__(self, infonce: InfoNCELoss, queue: MomentumQueue) -> None:
+        self.infonce = infonce
+        self.queue = queue
+
+    def __call__(self, inputs: LossInputs, step: StepContext) -> list[Term]:
+        """Return `infonce` with its bound and cap; nothing in a step without the augmented view."""
+        if inputs.view is None:
+            return []
+        weight = step.weight("contrastive")
+        with graph_if(weight):
+            found = self.infonce(inputs.anchor, inputs.view, self.queue.rows(), step.gather)
+        if torch.is_grad_enabled():
+            self.queue.push(found.positives)
+        return [
+            Term(
+                name="infonce",
+                value=found.loss,
+                weight=weight,
+                per="row",
+                report={
+                    "mi_bound": found.mi_bound,
+                    "mi_cap": found.mi_bound.new_full((), found.mi_cap),
+                },
+            )
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the queue."""
+        return self.queue.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the queue of a checkpoint. Raises ValueError when it does not fit."""
+        self.queue.load_state_dict(state)

@@ -1,31 +1,35 @@
-"""KL divergence of a diagonal Gaussian posterior from N(0, I), with free bits per dimension.
+"""The rate: KL(q(z|x) || p(z)), with free bits per dimension.
 
 Free bits (Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow",
 section 8 and appendix C.8) pay nothing for a dimension to fall below a floor. The floor applies
 to the mean over the rows of the global micro-batch, not to each row or to each rank's mean:
 otherwise the same rows would train differently on another number of ranks.
 
-Legend: B local rows, K rows of all ranks, Z latent.
+Legend: B local rows, K rows of all ranks, Z latent dimensions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from cdpvae.batch import Term
+from cdpvae.loss.base import Gather, LossInputs, LossTerm, StepContext, graph_if
+
 
 @dataclass(frozen=True)
-class KLTerms:
+class RateTerms:
     """Nats. kl and kl_sum_clamped carry the graph, the others are detached.
 
-    kl: (), kl_sum_clamped / Z. kl_sum_clamped: (), sum over dimensions of max(free_bits, KL_d).
-    kl_raw: (), sum over dimensions without the floor, per sequence.
-    kl_per_dim: (Z,), mean over rows without the floor.
-    active_dims: (), number of dimensions above the floor, in the dtype of the others.
+    kl (): kl_sum_clamped / Z.
+    kl_sum_clamped (): sum over dimensions of max(free_bits, KL_d).
+    kl_raw (): sum over dimensions without the floor, per sequence.
+    kl_per_dim (Z,): mean over rows without the floor.
+    active_dims (): number of dimensions above the floor, in the dtype of the others.
     """
 
     kl: Tensor
@@ -35,58 +39,65 @@ class KLTerms:
     active_dims: Tensor
 
 
-def kl_per_row_dim(mu_BZ: Tensor, logvar_BZ: Tensor) -> Tensor:
-    """KL(N(mu, exp(logvar)) || N(0, 1)) for each row and dimension, in nats.
+def clamp_rate(rows_BZ: Tensor, free_bits: float, gather: Gather | None = None) -> RateTerms:
+    """Reduce the KL of each row and dimension (B, Z) under a floor of `free_bits` a dimension.
 
-    mu_BZ, logvar_BZ: (B, Z) float. -> (B, Z) fp32, whatever the inputs (fp64 for fp64 inputs).
-    Raises ValueError when the shapes differ or are not (B, Z).
+    gather: rows of all ranks, see `base.py`; None means local. A dimension at or below the floor
+    gets no gradient, and which ones those are is decided on the mean over all gathered rows.
     """
-    if mu_BZ.dim() != 2 or mu_BZ.shape != logvar_BZ.shape:
+    rows_KZ = rows_BZ if gather is None else gather(rows_BZ)
+    mean_Z = rows_KZ.mean(dim=0)
+    # `where` and not `clamp`: clamp lets the gradient through at the floor itself.
+    above_Z = mean_Z.detach() > free_bits
+    clamped = torch.where(above_Z, mean_Z, mean_Z.new_full((), free_bits)).sum()
+    return RateTerms(
+        kl=clamped / mean_Z.numel(),
+        kl_sum_clamped=clamped,
+        kl_raw=mean_Z.detach().sum(),
+        kl_per_dim=mean_Z.detach(),
+        active_dims=above_Z.sum().to(mean_Z.dtype),
+    )
+
+
+def check_free_bits(free_bits: float) -> None:
+    """Raise ValueError for a floor that is negative or infinite."""
+    if not (math.isfinite(free_bits) and free_bits >= 0):
         raise ValueError(
-            f"mu {tuple(mu_BZ.shape)} and logvar {tuple(logvar_BZ.shape)} must both be "
-            "(batch, latent_dim)"
+            f"free_bits={free_bits}: the floor in nats per dimension must be finite and at "
+            "least 0; 0 switches it off"
         )
-    dtype = torch.promote_types(mu_BZ.dtype, torch.float32)
-    mu, logvar = mu_BZ.to(dtype), logvar_BZ.to(dtype)
-    return 0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)
 
 
-class FreeBitsKL:
-    """The KL term. free_bits: floor in nats per dimension; 0 switches it off.
+class Rate(LossTerm):
+    """The KL of whatever latent family has one, weighted by beta.
 
-    Raises ValueError for a negative or infinite floor.
+    free_bits: floor in nats per dimension. objective: under `per_token` the value is nats per
+    latent dimension, so that beta weighs it against nats per target token: an effective ELBO beta
+    of about beta x mean length / Z. Under `elbo` it is nats per sequence, beta = 1 being the ELBO
+    with free bits. Raises ValueError for a negative or infinite floor.
     """
 
-    def __init__(self, free_bits: float = 0.5) -> None:
-        if not (math.isfinite(free_bits) and free_bits >= 0):
-            raise ValueError(
-                f"free_bits={free_bits}: the floor in nats per dimension must be finite and at "
-                "least 0; 0 switches it off"
-            )
+    # A latent family without a KL has no rate.
+    optional_columns: ClassVar[tuple[str, ...]] = ("kl", "kl_raw", "active_dims")
+
+    def __init__(self, free_bits: float, objective: str) -> None:
+        check_free_bits(free_bits)
         self.free_bits = free_bits
+        self.objective = objective
 
-    def __call__(
-        self,
-        mu_BZ: Tensor,
-        logvar_BZ: Tensor,
-        gather: Callable[[Tensor], Tensor] | None = None,
-    ) -> KLTerms:
-        """mu_BZ, logvar_BZ: (B, Z). gather: rows of all ranks, see `elbo.py`; None means local.
-
-        A dimension at or below the floor gets no gradient, and which ones those are is decided on
-        the mean over all gathered rows.
-        """
-        rows_KZ = kl_per_row_dim(mu_BZ, logvar_BZ)
-        if gather is not None:
-            rows_KZ = gather(rows_KZ)
-        mean_Z = rows_KZ.mean(dim=0)
-        # `where` and not `clamp`: clamp lets the gradient through at the floor itself.
-        above_Z = mean_Z.detach() > self.free_bits
-        clamped = torch.where(above_Z, mean_Z, mean_Z.new_full((), self.free_bits)).sum()
-        return KLTerms(
-            kl=clamped / mean_Z.numel(),
-            kl_sum_clamped=clamped,
-            kl_raw=mean_Z.detach().sum(),
-            kl_per_dim=mean_Z.detach(),
-            active_dims=above_Z.sum().to(mean_Z.dtype),
-        )
+    def __call__(self, inputs: LossInputs, step: StepContext) -> list[Term]:
+        """Return `kl` with `kl_raw`, `active_dims` and `kl_per_dim`; nothing without a KL."""
+        rows = inputs.penalties.get("kl")
+        if rows is None:
+            return []
+        beta = step.schedule.beta
+        with graph_if(beta):
+            rate = clamp_rate(rows, self.free_bits, step.gather)
+        dims = rate.kl_per_dim.numel()
+        report = {
+            "kl_raw": rate.kl_raw,
+            "active_dims": rate.active_dims,
+            "kl_per_dim": rate.kl_per_dim,
+        }
+        weight = beta * (dims if self.objective == "elbo" else 1)
+        return [Term(name="kl", value=rate.kl, weight=weight, per="row", report=report)]

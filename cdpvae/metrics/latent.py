@@ -1,92 +1,20 @@
-"""Estimators on posteriors: active units, KL, mutual information, effective rank, similarities.
+"""The geometry of latent vectors: effective rank, and how alike the vectors of rows are.
 
-All of them describe the encoder. None proves that a decoder uses z; the z-use test does.
+What belongs to a latent family, such as its active units and its KL, is in `cdpvae.latents`. None
+of these figures proves that a decoder uses z; the z-use test does.
 
-Legend: N rows, Z latent.
+Legend: N rows, F numbers of one row's vector.
 """
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
-CHUNK_ROWS = 256
-
-
-def mu_variance(mu: Tensor) -> Tensor:
-    """(N, Z) -> (Z,) fp64 variance over rows with N-1; zeros for a single row."""
-    if mu.shape[0] < 2:
-        return torch.zeros(mu.shape[1], dtype=torch.float64)
-    return mu.double().var(dim=0, unbiased=True)
-
-
-def active_units(mu: Tensor, threshold: float = 0.01) -> int:
-    """Dimensions whose posterior mean varies by more than `threshold`. Burda et al. 2016, 5.2."""
-    return int((mu_variance(mu) > threshold).sum())
-
-
-def kl_per_dim(mu: Tensor, logvar: Tensor) -> Tensor:
-    """(N, Z) -> (Z,) fp64 nats, mean over rows of KL(q(z_d|x) || N(0, 1))."""
-    mu, logvar = mu.double(), logvar.double()
-    return (0.5 * (mu.square() + logvar.exp() - 1.0 - logvar)).mean(0)
-
-
-@dataclass(frozen=True)
-class MutualInformation:
-    """I(x; z) in nats from N rows. `lower` cannot exceed `cap` = log N; `upper` leaves each row
-    out of its own mixture and overshoots once the posteriors are further apart than N rows tell."""
-
-    lower: float
-    upper: float
-    cap: float
-
-
-def mutual_information(
-    mu: Tensor, logvar: Tensor, *, z: Tensor | None = None, seed: int = 0
-) -> MutualInformation:
-    """E log q(z|x) - E log q(z), q(z) the mixture of all N posteriors, one z per row.
-
-    The estimator of Hoffman & Johnson 2016 as Li et al. 2019 compute it, over all rows at once.
-    mu, logvar: (N, Z). z: (N, Z), drawn with `seed` when None. Raises ValueError for no row.
-    """
-    if mu.shape[0] == 0:
-        raise ValueError("mutual information of 0 rows; give at least one")
-    mu, logvar = mu.double().cpu(), logvar.double().cpu()
-    rows, dims = mu.shape
-    if z is None:
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(rows, dims, generator=generator, dtype=torch.float64)
-        z = mu + (0.5 * logvar).exp() * noise
-    lower, upper = [], []
-    for start in range(0, rows, CHUNK_ROWS):
-        log_q = _log_density(z.double()[start : start + CHUNK_ROWS], mu, logvar)
-        here = torch.arange(log_q.shape[0])
-        # The same draw in both halves: their noise cancels, and no row can exceed log N.
-        own = log_q[here, start + here]
-        lower.append(own - log_q.logsumexp(1) + math.log(rows))
-        if rows > 1:
-            others = log_q.index_put((here, start + here), torch.tensor(-math.inf).double())
-            upper.append(own - others.logsumexp(1) + math.log(rows - 1))
-    least = float(torch.cat(lower).mean())
-    most = float(torch.cat(upper).mean()) if upper else least
-    return MutualInformation(least, most, math.log(rows))
-
-
-def _log_density(z_CZ: Tensor, mu_NZ: Tensor, logvar_NZ: Tensor) -> Tensor:
-    """log N(z_c; mu_n, var_n) -> (C, N), expanded into matrix products, fp64."""
-    precision = torch.exp(-logvar_NZ)
-    square = z_CZ.square() @ precision.T - 2 * z_CZ @ (mu_NZ * precision).T
-    constant = (mu_NZ.square() * precision + logvar_NZ + math.log(2 * math.pi)).sum(1)
-    return -0.5 * (square + constant)
-
 
 def effective_rank(mu: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred (N, Z) means.
+    """Return exp of the entropy of the normalised singular values of the centred (N, F) vectors.
 
     Roy & Vetterli 2007. 0 when all rows are equal.
     """
@@ -100,8 +28,10 @@ def effective_rank(mu: Tensor) -> float:
 
 
 def pairwise_similarities(mu: Tensor, limit: int = 2000) -> tuple[float, float, float]:
-    """Over pairs of different rows (at most the first `limit` rows): mean cosine, largest cosine,
-    mean Euclidean distance. Zeros for fewer than two rows."""
+    """Return mean cosine, largest cosine and mean Euclidean distance over pairs of rows (N, F).
+
+    At most the first `limit` rows are compared. Zeros for fewer than two rows.
+    """
     mu = mu[:limit].double()
     rows = mu.shape[0]
     if rows < 2:
@@ -110,103 +40,3 @@ def pairwise_similarities(mu: Tensor, limit: int = 2000) -> tuple[float, float, 
     upper = torch.triu_indices(rows, rows, offset=1)
     cosine = (unit @ unit.T)[upper[0], upper[1]]
     return float(cosine.mean()), float(cosine.max()), float(torch.pdist(mu).mean())
-
-
-class ActiveUnitsCounter:
-    """Active units over a stream of batches: a running two-pass variance (Chan et al. 1979)."""
-
-    def __init__(self, latent_dim: int, threshold: float = 0.01):
-        self.latent_dim, self.threshold = latent_dim, threshold
-        self.reset()
-
-    def reset(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(self.latent_dim, dtype=torch.float64)
-        self.square = torch.zeros(self.latent_dim, dtype=torch.float64)
-
-    def update(self, mu: Tensor) -> None:
-        """mu: (N, Z). Raises ValueError for another Z."""
-        if mu.dim() != 2 or mu.shape[1] != self.latent_dim:
-            raise ValueError(f"mu has shape {tuple(mu.shape)}, expected (rows, {self.latent_dim})")
-        mu = mu.detach().double().cpu()
-        rows = mu.shape[0]
-        if rows == 0:
-            return
-        total = self.count + rows
-        mean = mu.mean(0)
-        shift = mean - self.mean
-        self.square += (mu - mean).square().sum(0) + shift.square() * self.count * rows / total
-        self.mean += shift * rows / total
-        self.count = total
-
-    @property
-    def variance(self) -> Tensor:
-        """(Z,) fp64 with N-1; zeros before the second row."""
-        return self.square / (self.count - 1) if self.count > 1 else torch.zeros_like(self.square)
-
-    @property
-    def active_units(self) -> int:
-        return int((self.variance > self.threshold).sum())
-
-    @property
-    def active_unit_ratio(self) -> float:
-        return self.active_units / self.latent_dim
-
-
-@dataclass(frozen=True)
-class LatentSummary:
-    """Nats unless said otherwise. active_units: count by threshold. kl_per_dim, mu_variance: (Z,).
-    marginal_kl: KL(q(z) || p(z)) = mean KL - MI, from the lower estimate."""
-
-    rows: int
-    active_units: dict[float, int]
-    kl_total: float
-    kl_per_dim: Tensor
-    mutual_information: MutualInformation
-    marginal_kl: float
-    effective_rank: float
-    mean_cosine: float
-    max_cosine: float
-    mean_distance: float
-    mu_variance: Tensor
-
-
-class LatentStatistics:
-    """Collects posteriors, then computes everything at once."""
-
-    def __init__(self, latent_dim: int):
-        self.latent_dim = latent_dim
-        self._mu: list[Tensor] = []
-        self._logvar: list[Tensor] = []
-
-    def update(self, mu: Tensor, logvar: Tensor) -> None:
-        """mu, logvar: (N, Z). Raises ValueError when the shapes differ or Z is another."""
-        if mu.shape != logvar.shape or mu.dim() != 2 or mu.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} must both be "
-                f"(rows, {self.latent_dim})"
-            )
-        self._mu.append(mu.detach().float().cpu())
-        self._logvar.append(logvar.detach().float().cpu())
-
-    def compute(self, seed: int = 0) -> LatentSummary:
-        """seed: of the one z per row that the mutual information draws. ValueError if empty."""
-        if not self._mu:
-            raise ValueError("no posterior was collected; call update first")
-        mu, logvar = torch.cat(self._mu), torch.cat(self._logvar)
-        per_dim, variance = kl_per_dim(mu, logvar), mu_variance(mu)
-        information = mutual_information(mu, logvar, seed=seed)
-        mean_cosine, max_cosine, mean_distance = pairwise_similarities(mu)
-        return LatentSummary(
-            rows=len(mu),
-            active_units={t: int((variance > t).sum()) for t in AU_THRESHOLDS},
-            kl_total=float(per_dim.sum()),
-            kl_per_dim=per_dim,
-            mutual_information=information,
-            marginal_kl=float(per_dim.sum()) - information.lower,
-            effective_rank=effective_rank(mu),
-            mean_cosine=mean_cosine,
-            max_cosine=max_cosine,
-            mean_distance=mean_distance,
-            mu_variance=variance,
-        )

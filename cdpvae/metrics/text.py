@@ -1,4 +1,4 @@
-"""Scores of generated text against references, each from 0 to 1."""
+"""Score generated text against references, each score from 0 to 1."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TextScores:
-    """bleu4: corpus BLEU (sacreBLEU, `signature`). rouge_l: mean F1. exact_match: share of equal
-    texts. token_accuracy: equal ids at equal positions over reference length; None without ids."""
+    """Hold the scores of one corpus.
+
+    bleu4: corpus BLEU (sacreBLEU, with the settings in `signature`).
+    rouge_l: mean F1 of the texts.
+    exact_match: share of texts that equal their reference.
+    token_accuracy: equal ids at equal positions over reference length; None without ids.
+    texts: how many were scored.
+    """
 
     bleu4: float
     rouge_l: float
@@ -20,14 +26,14 @@ class TextScores:
 
 
 class ReconstructionMetrics:
-    """Collects hypothesis/reference pairs, then scores them as one corpus.
+    """Collect hypothesis/reference pairs, then score them as one corpus.
 
     BLEU: Papineni et al. 2002, tokenised and smoothed as sacreBLEU's signature says (Post 2018).
     ROUGE-L: Lin 2004, F1 of the longest common subsequence, with stemming off.
     """
 
     def __init__(self) -> None:
-        # Here, as it brings nltk and scipy: two seconds at the start of every process.
+        # Imported here: nltk and scipy come with it, two seconds at the start of every process.
         from rouge_score.rouge_scorer import RougeScorer
 
         self._hypotheses: list[str] = []
@@ -42,10 +48,14 @@ class ReconstructionMetrics:
         hypothesis_ids: Sequence[Sequence[int]] | None = None,
         reference_ids: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """Texts, and their ids without special tokens where token accuracy is wanted.
+        """Add texts, and their ids where token accuracy is wanted.
+
+        hypotheses, references: one reference for each hypothesis.
+        hypothesis_ids, reference_ids: their ids, without special tokens; both or neither.
 
         Raises ValueError when the lists differ in length or only one side has ids.
         """
+        # Refuse lists that do not belong together.
         if (hypothesis_ids is None) != (reference_ids is None):
             missing = "hypothesis_ids" if hypothesis_ids is None else "reference_ids"
             raise ValueError(f"{missing} is None but the other ids are not; give both or neither")
@@ -53,6 +63,8 @@ class ReconstructionMetrics:
         lengths = {len(values) for values in lists if values is not None}
         if len(lengths) != 1:
             raise ValueError(f"lists of {sorted(lengths)} texts; give one reference per hypothesis")
+
+        # Texts are scored at the end; ids are counted at once.
         self._hypotheses += hypotheses
         self._references += references
         if hypothesis_ids is not None and reference_ids is not None:
@@ -61,13 +73,15 @@ class ReconstructionMetrics:
                 self._reference_ids += len(theirs)
 
     def compute(self) -> TextScores:
-        """Raises ValueError when no text was given."""
+        """Score everything added so far. Raises ValueError when no text was added."""
         if not self._references:
             raise ValueError("no text to score; call update first")
+        # Imported here for the same reason as above.
         from sacrebleu.metrics import BLEU
 
         bleu = BLEU()
         corpus = bleu.corpus_score(self._hypotheses, [self._references])
+        # The other scores are means over the texts.
         pairs = list(zip(self._hypotheses, self._references, strict=True))
         rouge = [self._rouge.score(ref, hyp)["rougeL"].fmeasure for hyp, ref in pairs]
         return TextScores(

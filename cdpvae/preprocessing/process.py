@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cdpvae.config import DataConfig
-from cdpvae.data.dataset import SPLITS, apply_target
+from cdpvae.data.dataset import SPLITS
+from cdpvae.data.example import apply_target
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 from cdpvae.preprocessing.counts import Counts, Histogram, count
 from cdpvae.preprocessing.filters.build import build_text_filters, build_token_filters

@@ -1,4 +1,4 @@
-"""Where time and memory go."""
+"""Measure where time and memory go."""
 
 from cdpvae.profiling.throughput import ThroughputMeter, peak_flops, training_flops
 

@@ -1,4 +1,4 @@
-"""Tokens per second, model FLOP/s utilisation, peak memory.
+"""Measure tokens per second, model FLOP/s utilisation and peak memory.
 
 DeepSpeed's profiler assumes that backward costs twice forward, which is wrong for a frozen base:
 its weights get no gradient. The count here is our own, in FLOPs per token with n = parameters of
@@ -19,6 +19,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -40,18 +41,32 @@ PEAK_FLOPS = (
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its CUDA device name; None when unknown.
+    """Look up the dense bf16 FLOP/s of a GPU by its CUDA device name; None when unknown.
 
-    Whole words only (an A1000 is no A100), and none for a slice or a smaller chip of that name.
+    Only whole words count (an A1000 is no A100). A slice of a GPU and a smaller chip that shares
+    its name are unknown.
     """
+    # Compare whole words: blanks stand on both sides of each name.
     words = f" {device_name.replace('-', ' ')} "
     if any(f" {other} " in words for other in ("MIG", "Laptop", "D", "Ti", "Max")):
         return None
     return next((peak for name, peak in PEAK_FLOPS if f" {name} " in words), None)
 
 
+class LlamaShape(Protocol):
+    """The sizes that FLOPs are counted from, as `transformers.LlamaConfig` has them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    num_hidden_layers: int
+    vocab_size: int
+
+
 def training_flops(
-    llama,
+    llama: LlamaShape,
     *,
     encoder_tokens: int,
     decoder_tokens: int,
@@ -59,40 +74,58 @@ def training_flops(
     encoder_layers: int,
     recompute: bool,
 ) -> float:
-    """FLOPs of one optimizer step over all ranks.
+    """Count the FLOPs of one optimizer step over all ranks.
 
-    llama: its config (hidden_size, intermediate_size, heads, head_dim, layers, vocab_size).
-    encoder_layers: layers the encoder pass runs. decoder_tokens: soft prompts included.
+    llama: the backbone's config.
+    encoder_tokens: tokens the encoder pass reads.
+    decoder_tokens: tokens the decoder pass reads, soft prompts included.
+    target_tokens: tokens whose logits are computed.
+    encoder_layers: layers the encoder pass runs.
+    recompute: whether activation checkpointing runs the decoder's layers once more.
     """
+    # Count the parameters of a layer's matrices: attention, then MLP.
     hidden, width = llama.hidden_size, llama.intermediate_size
     queries = llama.num_attention_heads * llama.head_dim
     keys = llama.num_key_value_heads * llama.head_dim
     per_layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * width
+    # Two FLOPs a parameter and token, in every pass.
     passes = 3 if recompute else 2
     encoder = 2 * per_layer * encoder_layers * encoder_tokens
     decoder = 2 * passes * per_layer * llama.num_hidden_layers * decoder_tokens
+    # Forward and the gradient of the inputs; the head's logits are not recomputed.
     head = 4 * hidden * llama.vocab_size * target_tokens
     return float(encoder + decoder + head)
 
 
 def mfu(flops: float, seconds: float, peak: float | None, world_size: int) -> float:
-    """Model FLOP/s utilisation of all devices, 0 to 1; 0 when the peak is unknown."""
+    """Compute the model FLOP/s utilisation of all devices, 0 to 1; 0 when the peak is unknown.
+
+    flops: work of all ranks.
+    seconds: wall time it took.
+    peak: FLOP/s of one device.
+    world_size: devices.
+    """
     if not peak or seconds <= 0:
         return 0.0
     return flops / seconds / (peak * world_size)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory ever held: the CUDA allocator's, or the process's resident size elsewhere."""
+    """Read the most bytes ever held: by the CUDA allocator, elsewhere by the resident process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Since the last report: non-padding tokens per second of all ranks, MFU, peak bytes."""
+    """Hold the speed since the last report.
+
+    tokens_per_second: of all ranks, without padding. mfu: 0 to 1. peak_memory_bytes: of this rank,
+    since the process started.
+    """
 
     tokens_per_second: float
     mfu: float
@@ -100,9 +133,12 @@ class Speed:
 
 
 class ThroughputMeter:
-    """Adds up work and reports it over the wall time it took."""
+    """Add up work and report it over the wall time it took.
 
-    def __init__(self, *, world_size: int, peak: float | None, device: torch.device):
+    world_size: ranks. peak: FLOP/s of one device, None when unknown. device: whose memory counts.
+    """
+
+    def __init__(self, *, world_size: int, peak: float | None, device: torch.device) -> None:
         self.world_size, self.peak, self.device = world_size, peak, device
         self.restart()
 
@@ -112,11 +148,13 @@ class ThroughputMeter:
         self.start = time.perf_counter()
 
     def add(self, tokens: int, flops: float) -> None:
+        """Add the work of one step, over all ranks."""
         self.tokens += tokens
         self.flops += flops
 
     def report(self) -> Speed:
-        """Speed since the last report or restart, and start anew."""
+        """Compute the speed since the last report or restart, and start anew."""
+        # Two reports in a row must not divide by zero.
         seconds = max(time.perf_counter() - self.start, 1e-9)
         speed = Speed(
             self.tokens / seconds,

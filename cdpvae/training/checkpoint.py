@@ -16,19 +16,21 @@ A checkpoint is written under another name, hashed, synced to disk and renamed; 
 from __future__ import annotations
 
 import json
-import random
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor, nn
 
 from cdpvae.config import Settings
 from cdpvae.config.renames import by_key, rename_keys
 from cdpvae.files import MANIFEST, publish, verify, write_text
 from cdpvae.training.distributed import World, barrier
+from cdpvae.training.engine import Engine
+from cdpvae.training.random_state import rng_state, set_rng_state
 
 PREFIX = "checkpoint-"
 DS_TAG = "state"
@@ -54,7 +56,7 @@ FREE_TO_CHANGE = {
 
 @dataclass
 class TrainState:
-    """Where a run stands. step: optimizer steps that happened. skipped: steps refused (NaN)."""
+    """Where a run stands. step: optimizer steps that happened. skipped: steps not applied (NaN)."""
 
     step: int = 0
     epoch: int = 0
@@ -62,49 +64,29 @@ class TrainState:
     skipped: int = 0
 
 
-def seed_everything(seed: int) -> None:
-    """Seed every generator of this process; what `rng_state` saves then depends on nothing else."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """Every generator of this process, as tensors, ints and strings."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
-    version, internal, gauss = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
-        "python": [version, list(internal), gauss],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo of `rng_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-
-
 class CheckpointManager:
-    """Writes, finds, verifies and removes the checkpoints of one output directory."""
+    """Write, find, verify and remove the checkpoints of one output directory."""
 
     def __init__(self, settings: Settings, world: World):
         self.settings = settings
         self.world = world
         self.root = Path(settings.training.output_dir)
 
-    def save(self, engine, state: TrainState, shared: dict[str, Any], tokenizer) -> Path:
-        """All ranks call it. shared: state that is equal on every rank. -> the directory.
+    def save(
+        self,
+        engine: Engine,
+        state: TrainState,
+        shared: dict[str, Any],
+        save_pretrained: Callable[[Path], None],
+    ) -> Path:
+        """Write a checkpoint -> its directory; every rank calls it.
 
-        engine.module.model is saved for use, the engine itself for resuming.
+        engine: saved for resuming.
+        state: where the run stands.
+        shared: state of further parts by name, equal on every rank.
+        save_pretrained: writes the result for use into a directory; rank 0 calls it.
         """
+        # Collect everything under a temporary name.
         final = self.root / f"{PREFIX}{state.step}"
         temporary = self.root / f".{final.name}.writing"
         if self.world.is_main:
@@ -117,13 +99,12 @@ class CheckpointManager:
         rank_file = temporary / f"rank_{self.world.rank}.pt"
         torch.save({"rng": rng_state(), "shared": shared}, rank_file)
         if self.world.is_main:
-            engine.module.model.save_pretrained(temporary)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary / "tokenizer")
+            save_pretrained(temporary)
             (temporary / "settings.json").write_text(self.settings.dump())
             content = {**asdict(state), "world_size": self.world.world_size}
             (temporary / "state.json").write_text(json.dumps(content, indent=2) + "\n")
         barrier()
+        # Only what is complete and on the disk gets its name.
         if self.world.is_main:
             publish(temporary, final)
             write_text(self.root / "latest", final.name + "\n")
@@ -138,7 +119,7 @@ class CheckpointManager:
                 shutil.rmtree(old)
 
     def existing(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """Return complete checkpoints, oldest first."""
         found = [p for p in self.root.glob(f"{PREFIX}*") if (p / MANIFEST).exists()]
         return sorted(found, key=lambda path: int(path.name.removeprefix(PREFIX)))
 
@@ -170,15 +151,23 @@ class CheckpointManager:
             )
         self._check_settings(path)
 
-    def load(self, engine, path: Path) -> tuple[TrainState, dict[str, Any]]:
+    def load(
+        self, engine: Engine, path: Path, current_name: Callable[[str], str]
+    ) -> tuple[TrainState, dict[str, Any]]:
         """Restore engine and RNG -> where the run stood, and the shared state.
 
-        `check` comes first. Raises ValueError for a state file that is more than plain data.
+        `check` comes first. current_name: the name that a tensor stored by an older version has
+        now. Raises ValueError for a state file that is more than plain data, and for a stored
+        tensor that the model does not have or lacks.
         """
         for file in sorted((path / "deepspeed").rglob("*.pt")):
             read_pickle_safely(file)
+
+        def restore(src: dict[str, Tensor], dst: nn.Module) -> None:
+            load_tensors(src, dst, current_name, path)
+
         loaded, _ = engine.load_checkpoint(
-            str(path / "deepspeed"), tag=DS_TAG, load_module_strict=False
+            str(path / "deepspeed"), tag=DS_TAG, custom_load_fn=restore
         )
         if loaded is None:
             raise ValueError(f"{path}: DeepSpeed found nothing to load under {DS_TAG!r}")
@@ -198,6 +187,39 @@ class CheckpointManager:
                     f"resume {path}: {key}={value!r}, but the run was started with "
                     f"{saved.get(key)!r}; a continuation keeps it"
                 )
+
+
+@torch.no_grad()
+def load_tensors(
+    stored: dict[str, Tensor],
+    module: nn.Module,
+    current_name: Callable[[str], str],
+    path: Path,
+) -> None:
+    """Copy stored tensors into a module: everything that is stored, and all that it trains.
+
+    stored: by name; frozen parameters are not among them.
+    module: takes them over in place.
+    current_name: the name that a stored tensor has now.
+    path: of the checkpoint, for the error.
+
+    Raises ValueError for a tensor that one side has and the other lacks, or of another shape.
+    DeepSpeed itself would skip such a tensor without a word.
+    """
+    found = {current_name(name): tensor for name, tensor in stored.items()}
+    own = module.state_dict(keep_vars=True)
+    trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if unknown := sorted(found.keys() - own.keys()):
+        raise ValueError(f"{path}: {len(unknown)} tensors are not ours, first {unknown[0]!r}")
+    if missing := sorted(trained - found.keys()):
+        raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]!r}")
+    for name, tensor in found.items():
+        if own[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: {name!r} has shape {tuple(tensor.shape)}, this run needs "
+                f"{tuple(own[name].shape)}"
+            )
+        own[name].copy_(tensor)
 
 
 def read_pickle_safely(path: Path) -> Any:

@@ -83,7 +83,7 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """(B, ...) of every rank -> (K, ...) in rank order, differentiable.
+    """Gather (B, ...) of every rank -> (K, ...) in rank order, differentiable.
 
     Every rank must compute the same scalar from the gathered rows. The engine then averages
     gradients over ranks, so each rank's own slice, times the world size, is the whole gradient and
@@ -93,7 +93,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
-    """(B, ...) of every rank, the same B everywhere -> (K, ...) in rank order; no gradient."""
+    """Gather (B, ...) of every rank, the same B everywhere -> (K, ...); no gradient."""
     rows = rows.detach().contiguous()
     if dist.get_world_size() == 1:
         return rows
@@ -102,8 +102,21 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def all_gather_uneven_rows(rows: Tensor) -> Tensor:
+    """Return the rows (B, ...) of every rank, each with its own B, in rank order; no gradient."""
+    rows = rows.detach().contiguous()
+    if dist.get_world_size() == 1:
+        return rows
+    # Every rank sends as many rows as the longest has; the surplus is cut off again.
+    counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    shares = all_gather_rows(padded).split(max(counts)) if max(counts) else []
+    return torch.cat([share[:n] for share, n in zip(shares, counts, strict=True)] or [rows])
+
+
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over ranks; the argument stays as it is."""
+    """Return the sum over ranks; the argument stays as it is."""
     total = values.detach().clone()
     if dist.get_world_size() > 1:
         dist.all_reduce(total)

@@ -10,26 +10,84 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from cdpvae.batch import StepOutput, StepSchedule, VAEBatch
 from cdpvae.config import TrainingConfig
 from cdpvae.training.distributed import World
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+# Inside the package in a wheel, at the top of the repository in a checkout.
+_PLACES = [Path(__file__).resolve().parents[level] / "ds_configs" for level in (1, 2)]
+DS_CONFIGS = next((place for place in _PLACES if place.is_dir()), _PLACES[-1])
+
+
+class Engine(Protocol):
+    """What we use of DeepSpeed's engine, which has no types of its own."""
+
+    module: nn.Module
+
+    def __call__(self, batch: VAEBatch, schedule: StepSchedule) -> StepOutput:
+        """Call the module's forward."""
+        ...
+
+    def train(self) -> Any:
+        """Put the module into training mode."""
+        ...
+
+    def backward(self, loss: torch.Tensor) -> Any:
+        """Accumulate the gradients of one micro-batch's loss."""
+        ...
+
+    def step(self) -> Any:
+        """Count a micro-batch, and take the optimizer step after the last one of a step."""
+        ...
+
+    def was_step_applied(self) -> bool:
+        """Tell whether the last optimizer step changed weights; a non-finite gradient skips it."""
+        ...
+
+    def get_lr(self) -> list[float]:
+        """Return the learning rate of each parameter group."""
+        ...
+
+    def get_global_grad_norm(self) -> Any:
+        """Return the gradient norm of the last step before clipping; None before the first."""
+        ...
+
+    def coalesce_grad_reduction(self) -> AbstractContextManager[Any]:
+        """Hold gradient communication back until the block ends."""
+        ...
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """Say whether the next `step` ends an optimizer step."""
+        ...
+
+    def save_checkpoint(
+        self, save_dir: str, tag: str, *, exclude_frozen_parameters: bool = False
+    ) -> Any:
+        """Write weights, optimizer and schedule; every rank calls it."""
+        ...
+
+    def load_checkpoint(
+        self, load_dir: str, tag: str, *, custom_load_fn: Any = None
+    ) -> tuple[str | None, Any]:
+        """Read what `save_checkpoint` wrote -> (None, ...) where nothing is found."""
+        ...
 
 
 def default_ds_config(device: torch.device) -> Path:
-    """The shipped file for this kind of device."""
+    """Return the shipped file for this kind of device."""
     return DS_CONFIGS / ("zero2_2xl40s.json" if device.type == "cuda" else "zero2_cpu.json")
 
 
 def resolve_ds_config(config: TrainingConfig, world: World) -> dict[str, Any]:
-    """The DeepSpeed JSON with every "auto" filled from the settings.
+    """Read the DeepSpeed JSON and fill every "auto" from the settings.
 
     Raises ValueError: unreadable file, an "auto" we have no value for, a value that contradicts
     the settings, or an optimizer or scheduler section (both are ours).
@@ -84,8 +142,8 @@ def build_engine(
     config: TrainingConfig,
     total_steps: int,
     world: World,
-):
-    """-> the DeepSpeed engine, its optimizer and schedule built over our groups."""
+) -> Engine:
+    """Build the DeepSpeed engine, its optimizer and schedule over our parameter groups."""
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

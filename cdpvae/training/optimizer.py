@@ -51,6 +51,22 @@ def build_optimizer(groups: list[dict], config: TrainingConfig) -> torch.optim.A
     )
 
 
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float) -> float:
+    """Compute the factor of the learning rate after `step` optimizer steps.
+
+    Linear from 1/warmup_steps to 1 over the warm-up, then half a cosine from 1 to `floor` at
+    total_steps (Loshchilov & Hutter 2017), and `floor` from there on. The parameters:
+    step: optimizer steps taken, from 0.
+    warmup_steps: 0 leaves the warm-up out.
+    total_steps: the length of the whole schedule, warm-up included.
+    floor: the last factor, 0 to 1.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 def learning_rate_factor(
     base_lr: float, eta_min: float, total_steps: int, warmup_ratio: float
 ) -> Callable[[int], float]:
@@ -61,14 +77,7 @@ def learning_rate_factor(
     """
     warmup = int(total_steps * warmup_ratio)
     floor = min(1.0, eta_min / base_lr)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return factor
+    return lambda step: warmup_cosine(step, warmup, total_steps, floor)
 
 
 def build_scheduler(

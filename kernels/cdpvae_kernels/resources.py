@@ -20,15 +20,28 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from cdpvae_kernels.common.launch_configs import SHIPPED, read_table
+from cdpvae_kernels.common.tuning import Specialization, tuning_modules
+
 # Bytes one block may use (CUDA programming guide, compute capabilities).
 SHARED_MEMORY_LIMIT = {"sm_80": 166912, "sm_86": 101376, "sm_89": 101376, "sm_90": 232448}
+# The L40S, and the H100 and H200.
 DEFAULT_ARCHITECTURES = ("sm_89", "sm_90")
 WARP_SIZE = 32
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one compiled kernel uses. registers: per thread. shared: bytes per block."""
+    """What one compiled kernel uses.
+
+    arch: "sm_89" for compute capability 8.9.
+    kernel: its name, which tells the operation, the kernel and the variant.
+    config: the block sizes, warps and stages that it was compiled with.
+    registers: per thread.
+    spills: stores to local memory in the machine code.
+    shared: bytes of shared memory per block.
+    hot: spills are not accepted.
+    """
 
     arch: str
     kernel: str
@@ -39,7 +52,7 @@ class Usage:
     hot: bool
 
     def problem(self) -> str | None:
-        """Why this kernel is not acceptable, or None."""
+        """Say why this kernel is not acceptable; returns None where it is."""
         if self.hot and self.spills:
             return f"{self.arch} {self.kernel} ({self.config}): {self.spills} spills"
         limit = SHARED_MEMORY_LIMIT[self.arch]
@@ -58,26 +71,26 @@ def measure(arch: str) -> list[Usage]:
     return [_compile(name, spec, arch) for name, spec in specializations().items()]
 
 
-def specializations() -> dict:
-    """All of them, by a name that tells the operation, the kernel and the variant."""
-    from cdpvae_kernels import triton_kernels
-
-    found = {}
-    for module in triton_kernels.modules():
+def specializations() -> dict[str, Specialization]:
+    """Collect every operation's, by a name that tells operation, kernel and variant."""
+    found: dict[str, Specialization] = {}
+    for module in tuning_modules():
         found |= module.specializations()
     return found
 
 
-def _compile(name: str, spec, arch: str) -> Usage:
+def _compile(name: str, spec: Specialization, arch: str) -> Usage:
+    """Compile one specialization with the shipped configuration and read its machine code."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from cdpvae_kernels.launch_configs import SHIPPED, read_table
-
+    # Block sizes are constexprs of the kernel; warps and stages are options of the compiler.
     table = read_table(SHIPPED)
     config = table.get(arch, table["default"])[spec.config]
     blocks = {key: value for key, value in config.items() if not key.startswith("num_")}
+
+    # The same description of the arguments that a launch would make from their values.
     names = spec.kernel.arg_names
     source = ASTSource(
         spec.kernel,
@@ -87,6 +100,8 @@ def _compile(name: str, spec, arch: str) -> Usage:
     )
     options = {key: config[key] for key in ("num_warps", "num_stages")} | spec.options
     target = GPUTarget("cuda", int(arch.removeprefix("sm_")), WARP_SIZE)
+
+    # Compiled for the architecture by name: no GPU needs to be there.
     compiled = triton.compile(source, target=target, options=options)
     registers, spills = _read_machine_code(compiled.asm["cubin"])
     shown = " ".join(f"{key}={value}" for key, value in config.items())
@@ -94,7 +109,7 @@ def _compile(name: str, spec, arch: str) -> Usage:
 
 
 def _read_machine_code(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and the number of stores to local memory."""
+    """Return the registers per thread, and the number of stores to local memory."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +117,9 @@ def _read_machine_code(cubin: bytes) -> tuple[int, int]:
         path.write_bytes(cubin)
         usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path))
         code = _run(knobs.nvidia.nvdisasm.path, "-c", str(path))
-    return int(re.search(r"REG:(\d+)", usage)[1]), len(re.findall(r"\bSTL\b", code))
+    registers = re.search(r"REG:(\d+)", usage)
+    assert registers is not None, f"cuobjdump names no registers: {usage}"
+    return int(registers[1]), len(re.findall(r"\bSTL\b", code))
 
 
 def _run(*command: str) -> str:
@@ -110,7 +127,7 @@ def _run(*command: str) -> str:
 
 
 def table(usages: Sequence[Usage]) -> str:
-    """Lines for a terminal."""
+    """Lay the usages out as lines for a terminal."""
     head = tuple(f.name for f in fields(Usage))
     cells = [head, *(tuple(str(v) for v in asdict(u).values()) for u in usages)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -120,7 +137,9 @@ def table(usages: Sequence[Usage]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Measure, print and, if asked, write and check; returns the exit status."""
+    # Compile everything that the command line names.
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=DEFAULT_ARCHITECTURES)
     parser.add_argument("--csv", type=Path, help="write the table to this file as well")
     parser.add_argument("--check", action="store_true", help="exit 1 where a limit is passed")
@@ -129,12 +148,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         usages = [usage for arch in options.arch for usage in measure(arch)]
     except ValueError as error:
         parser.error(str(error))
+
+    # Show the figures and keep them where asked.
     print(table(usages))
     if options.csv:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, [f.name for f in fields(Usage)], lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(usage) for usage in usages)
+
+    # Limits decide the exit status only where asked.
     problems = [problem for usage in usages if (problem := usage.problem())]
     for problem in problems if options.check else ():
         print(f"error: {problem}", file=sys.stderr)

@@ -20,30 +20,41 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from cdpvae_kernels import triton_kernels
-from cdpvae_kernels.launch_configs import (
+from cdpvae_kernels.common.launch_configs import (
     LaunchConfig,
     Table,
     launch_config,
     read_table,
     user_table_path,
 )
-from cdpvae_kernels.triton_kernels.runtime import Shapes, Tunable
+from cdpvae_kernels.common.tuning import Shapes, Tunable, tuning_modules
 
+# Less is noise, and a change of block sizes changes the last bits of results.
 LEAST_GAIN = 0.02
+# By the names of `--dtype`.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # Milliseconds that one call takes.
-Clock = Callable[[Callable[[], None]], float]
+Clock = Callable[[Callable[[], object]], float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was found for one kernel. milliseconds: medians. failed: candidates that do not run."""
+    """What was found for one kernel.
+
+    config: its name in `launch_configs.json`.
+    before: the configuration that counted so far.
+    before_ms: its median.
+    best: the configuration to take from now on.
+    best_ms: its median.
+    bytes: read and written by one launch.
+    failed: how many candidates do not run.
+    """
 
     config: str
     before: LaunchConfig
@@ -55,9 +66,11 @@ class Choice:
 
     @property
     def gigabytes_per_second(self) -> float:
+        """The rate of the best configuration."""
         return self.bytes / self.best_ms / 1e6
 
     def line(self) -> str:
+        """Put the choice in one line for the terminal."""
         shown = " ".join(f"{key}={value}" for key, value in self.best.items())
         change = "kept" if self.best == self.before else f"was {self.before_ms:.4f}"
         return (
@@ -67,8 +80,21 @@ class Choice:
         )
 
 
-def tune(tunable: Tunable, device: torch.device, rounds: int, clock: Clock) -> Choice:
-    """Time every candidate of one kernel. Raises RuntimeError when the present choice fails."""
+def tune(
+    tunable: Tunable,
+    device: torch.device,
+    rounds: int,
+    clock: Clock,
+) -> Choice:
+    """Time every candidate of one kernel and choose the fastest.
+
+    tunable: the kernel, with its candidates.
+    device: where it runs; its present configuration is the first candidate.
+    rounds: how often each candidate is timed.
+    clock: times one launch.
+    Raises RuntimeError when the present configuration does not run.
+    """
+    # All combinations of candidates, the present one first, without those that do not fit.
     before = launch_config(tunable.config, device)
     names = list(tunable.candidates)
     grid = [
@@ -79,10 +105,14 @@ def tune(tunable: Tunable, device: torch.device, rounds: int, clock: Clock) -> C
     running = [config for config in candidates if _runs(tunable, config)]
     if before not in running:
         raise RuntimeError(f"{tunable.config}: its present configuration {before} does not run")
+
+    # Interleaved rounds: a drift of the GPU's clock hits all candidates alike.
     times: list[list[float]] = [[] for _ in running]
     for _ in range(rounds):
         for config, measured in zip(running, times, strict=True):
-            measured.append(clock(lambda config=config: tunable.launch(config)))
+            measured.append(clock(partial(tunable.launch, config)))
+
+    # The fastest median, if its gain is more than noise.
     medians = [statistics.median(measured) for measured in times]
     best = min(range(len(running)), key=medians.__getitem__)
     if medians[best] > (1.0 - LEAST_GAIN) * medians[0]:
@@ -99,7 +129,7 @@ def tune(tunable: Tunable, device: torch.device, rounds: int, clock: Clock) -> C
 
 
 def _runs(tunable: Tunable, config: LaunchConfig) -> bool:
-    """Compile and run once: False where the block wants more than the GPU has."""
+    """Compile and run once; returns False where the block wants more than the GPU has."""
     from triton.runtime.errors import OutOfResources, PTXASError
 
     try:
@@ -109,9 +139,10 @@ def _runs(tunable: Tunable, config: LaunchConfig) -> bool:
     return True
 
 
-def cuda_clock(call: Callable[[], None]) -> float:
-    """One call between two events, after a wait for whatever ran before."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+def cuda_clock(call: Callable[[], object]) -> float:
+    """Time one call between two events, after a wait for whatever ran before."""
+    start = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     start.record()
     call()
@@ -120,27 +151,31 @@ def cuda_clock(call: Callable[[], None]) -> float:
     return start.elapsed_time(end)
 
 
-def wall_clock(call: Callable[[], None]) -> float:
-    """For the interpreter, where there is no device to wait for."""
+def wall_clock(call: Callable[[], object]) -> float:
+    """Time one call of the interpreter, where there is no device to wait for."""
     start = time.perf_counter()
     call()
     return (time.perf_counter() - start) * 1e3
 
 
 def write(choices: Sequence[Choice], device_name: str, path: Path) -> None:
-    """Merge into the user's table: other GPUs and other kernels keep their entries."""
+    """Merge choices into the user's table: other GPUs and other kernels keep their entries."""
     table: Table = json.loads(path.read_text()) if path.exists() else {}
     table[device_name] = table.get(device_name, {}) | {c.config: c.best for c in choices}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(table, indent=2) + "\n")
+    # Replaced at once: a run that starts meanwhile reads the old table or the new one.
     os.replace(partial, path)
     read_table.cache_clear()
 
 
 def find_tunables(shapes: Shapes, device: torch.device, only: Sequence[str]) -> list[Tunable]:
-    """Those whose name starts with one of `only`; all without. Raises ValueError for no match."""
-    found = [t for module in triton_kernels.modules() for t in module.tunables(shapes, device)]
+    """Find the kernels whose name starts with one of `only`; all of them if it is empty.
+
+    Raises ValueError where no name matches.
+    """
+    found = [t for module in tuning_modules() for t in module.tunables(shapes, device)]
     chosen = [t for t in found if not only or any(t.config.startswith(name) for name in only)]
     if not chosen:
         known = ", ".join(sorted({t.config for t in found}))
@@ -149,7 +184,9 @@ def find_tunables(shapes: Shapes, device: torch.device, only: Sequence[str]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Tune the kernels that the command line names, print and keep the choices."""
+    # What to tune, and on what data.
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=(), help="kernels, by the start of the name")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dry-run", action="store_true", help="measure and print, write nothing")
@@ -162,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("there is no CUDA GPU to measure on")
     device = torch.device("cuda", torch.cuda.current_device())
     shapes = Shapes(**{**options, "dtype": DTYPES[options["dtype"]]})
+
+    # One kernel after the other, each printed as soon as it is known.
     choices = []
     try:
         for tunable in find_tunables(shapes, device, only):
@@ -169,6 +208,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(choices[-1].line(), flush=True)
     except ValueError as error:
         parser.error(str(error))
+
+    # The table counts from the next launch on.
     if not dry_run:
         path = user_table_path()
         write(choices, torch.cuda.get_device_name(device), path)

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import kernels
 from benchmarks.rivals import OPERATIONS, figures
-from benchmarks.rivals import bow as bow_rivals
+from benchmarks.rivals import bag_of_words as bow_rivals
 from benchmarks.rivals import linear_cross_entropy as recon_rivals
 from benchmarks.rivals import prefixed_embedding as embedding_rivals
 from benchmarks.rivals import word_dropout as dropout_rivals

@@ -15,10 +15,10 @@ from benchmarks.steps.naive import NaiveStep
 from benchmarks.steps.ours import OurStep
 from benchmarks.steps.stock import StockStep
 from benchmarks.support import step_memory
-from benchmarks.support.lengths import Row, open_corpus, windows
+from benchmarks.support.lengths import Row, open_corpus, step_batches
 from benchmarks.support.phases import PhaseClock
 from benchmarks.support.step_checks import compare
-from benchmarks.support.step_options import StepOptions, build, open_setup, some_windows
+from benchmarks.support.step_options import StepOptions, build, measured_batches, open_setup
 from benchmarks.support.timing import Failure
 from cdpvae.config import DataConfig
 
@@ -131,8 +131,8 @@ def test_a_step_moves_the_same_weights_in_all_variants():
         step = build(name, setup, asked)
         before = {key: value.detach().clone() for key, value in step.trainable().items()}
         step.start()
-        for window in some_windows(corpus, asked):
-            step.step(window)
+        for batch in measured_batches(corpus, asked):
+            step.step(batch)
         changed = [key for key, value in step.trainable().items() if not value.equal(before[key])]
         moved[name] = sum(before[key].numel() for key in changed)
         assert all(value.grad is None for value in step.trainable().values())
@@ -141,18 +141,18 @@ def test_a_step_moves_the_same_weights_in_all_variants():
         assert value.equal(base[name]), name
 
 
-def test_windows_use_every_row_and_compute_the_view_in_half_of_the_steps():
+def test_step_batches_use_every_row_and_compute_the_view_in_half_of_the_steps():
     corpus = open_corpus(None, None, None, VOCAB, DataConfig())
     bounds = DataConfig()
     assert all(
         bounds.min_response_tokens <= len(row.response) <= bounds.max_response_tokens
         for row in corpus.rows
     )
-    endless = windows(corpus, micro_batch=5, accum=2, seed=0)
+    endless = step_batches(corpus, micro_batch=5, accum=2, seed=0)
     epoch = [next(endless) for _ in range(len(corpus.rows) // 10)]
-    used = [row.index for window in epoch for row in window.rows]
+    used = [row.index for batch in epoch for row in batch.rows]
     assert len(used) == len(set(used)) == len(corpus.rows) // 10 * 10
-    assert [window.with_view for window in epoch[:4]] == [True, False, True, False]
+    assert [batch.with_view for batch in epoch[:4]] == [True, False, True, False]
     assert epoch[0].target_tokens == sum(len(row.response) - 1 for row in epoch[0].rows)
 
 

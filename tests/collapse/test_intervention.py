@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMetrics, Level
+from cdpvae import AdaptiveInterventionScheduler
+from cdpvae.collapse import CollapseMetrics, Level
 from cdpvae.config import CollapseConfig
 
 NAMES = ("bow_weight", "contrastive_weight", "word_dropout")
@@ -13,17 +14,7 @@ NAMES = ("bow_weight", "contrastive_weight", "word_dropout")
 
 def metrics(level, confirmed=True):
     level = Level(level)
-    return CollapseMetrics(
-        au=0,
-        au_ratio=0.0,
-        mi=0.0,
-        mi_cap=1.0,
-        mean_kl=0.0,
-        level=level,
-        is_collapsing=confirmed and level > 0,
-        indicators=(),
-        notes=(),
-    )
+    return CollapseMetrics(level=level, is_collapsing=confirmed and level > 0)
 
 
 def values(scheduler):
@@ -157,7 +148,7 @@ def test_a_state_of_other_weights_is_refused():
 
 def test_the_descriptions_loop():
     """Collapsed posteriors from the monitor push the weight that the loop reads by name."""
-    from cdpvae.collapse import CollapseMonitor
+    from cdpvae import CollapseMonitor
 
     monitor = CollapseMonitor(latent_dim=64)
     scheduler = AdaptiveInterventionScheduler(

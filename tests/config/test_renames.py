@@ -18,18 +18,18 @@ from cdpvae.config import (
     load_settings,
     parse_settings,
 )
-from cdpvae.config.renames import print_notice
+from cdpvae.config.renames import RENAMES, print_notice
 from cdpvae.train import TrainOptions
 
 # Every old key with a value that is not the default, and the settings that it stands for.
 OLD_KEYS = {
+    "model.no_latent": (True, {"model": {"latent": {"kind": "none"}}}),
     "model.latent_dim": (9, {"model": {"latent": {"kind": "gaussian", "latent_dim": 9}}}),
     "model.logvar_init_bias": (
         -1.0,
         {"model": {"latent": {"kind": "gaussian", "logvar_init_bias": -1.0}}},
     ),
     "model.logvar_clamp": (3.0, {"model": {"latent": {"kind": "gaussian", "logvar_clamp": 3.0}}}),
-    "model.no_latent": (True, {"model": {"latent": {"kind": "none"}}}),
     "loss.loss_scale": ("elbo", {"loss": {"objective": "elbo"}}),
     "data.engine": ("ray", {"data": {"executor": "ray"}}),
 }
@@ -48,6 +48,10 @@ OLD_FLAGS = [
 @pytest.fixture(autouse=True)
 def notices_not_yet_printed():
     print_notice.cache_clear()
+
+
+def test_every_rename_is_tested_here():
+    assert [rename.old for rename in RENAMES] == list(OLD_KEYS)
 
 
 def nested(key: str, value) -> dict:
@@ -97,6 +101,9 @@ def test_a_notice_is_printed_once_and_by_one_rank(capsys, monkeypatch):
 
 def test_constructors_accept_old_keywords_in_silence(capsys):
     assert ModelConfig(latent_dim=32) == ModelConfig(latent=GaussianConfig(latent_dim=32))
+    assert ModelConfig(latent_dim=32).latent_dim == 32
+    with pytest.raises(ValueError, match="latent.kind=none has no z"):
+        _ = ModelConfig(no_latent=True).latent_dim
     assert ModelConfig(no_latent=True) == ModelConfig(latent=NoLatentConfig())
     assert ModelConfig(no_latent=False, logvar_clamp=3.0).latent.logvar_clamp == 3.0
     assert LossConfig(loss_scale="elbo").objective == "elbo"
@@ -118,8 +125,9 @@ def test_a_whole_file_of_an_older_version(tmp_path, capsys):
         old["model"]["no_latent"] = no_latent
         path.write_text(json.dumps(old))
         assert load_settings(path).model.latent == latent
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and all(key in said for key in OLD_KEYS)
+    with_latent, without = capsys.readouterr().err.splitlines()
+    assert all(f"{key} is now" in with_latent for key in OLD_KEYS)
+    assert "model.latent.kind=none" in without and "latent_dim" not in without
 
 
 @pytest.mark.parametrize(

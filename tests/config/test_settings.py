@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 
-from cdpvae.command_line import parse_settings_and
 from cdpvae.config import (
     GaussianConfig,
-    NoLatentConfig,
+    ModelConfig,
     Settings,
     SettingsError,
     all_settings,
     load_settings,
     parse_settings,
 )
-from cdpvae.train import TrainOptions
 from support.runs import REPOSITORY
 
 CONFIGS = REPOSITORY / "cdpvae" / "configs"
@@ -177,64 +174,30 @@ def test_decontamination_uses_the_similarity_of_near_duplicates():
         parse_settings({"data": {**data, "num_permutations": 64}})
 
 
-def parse(*argv: str) -> Settings:
-    return parse_settings_and(TrainOptions, "test", argv)[0]
+def test_every_setting_has_help():
+    assert [setting.key for setting in all_settings() if not setting.help] == []
 
 
-def test_flags_override_the_file(tmp_path):
-    path = tmp_path / "custom.json"
-    path.write_text(json.dumps({"training": {"learning_rate": 0.5, "seed": 3}}))
-    settings = parse("--config", str(path), "--learning-rate", "0.25", "--phase", "2")
-    assert settings.training.learning_rate == 0.25
-    assert settings.training.seed == 3
-    assert settings.data.phase == 2
-
-
-def test_short_flags_of_the_description():
-    settings = parse("--phase", "1", "--max-samples", "10000", "--memory-efficient")
-    assert settings.data.max_samples == 10000
-    assert settings.loss.contrastive_weight == 0.0
-    assert settings.augmentation.augmentation_probability == 0.0
-
-
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["--lerning-rate", "1"], ["--lerning-rate", "--learning-rate"]),
-        (["--learning-rate", "fast"], ["--learning-rate", "fast"]),
-        (["--phase", "7"], ["7", "1", "2", "3"]),
-        (
-            ["--contrastive-weight", "0.2", "--augmentation-probability", "0"],
-            ["contrastive_weight=0.2", "augmentation_probability=0"],
-        ),
-        (["--config", "nowhere.json"], ["nowhere.json"]),
-        (["--config"], ["--config"]),
-    ],
-)
-def test_a_wrong_command_line_is_one_line(argv, words):
-    with pytest.raises(SettingsError) as refused:
-        parse(*argv)
-    assert "\n" not in str(refused.value) and "│" not in str(refused.value)
-    for word in words:
-        assert word in str(refused.value)
-
-
-def test_print_config_round_trips(capsys, tmp_path):
-    with pytest.raises(SystemExit) as done:
-        parse("--print-config", "--latent", "none", "--seed", "3")
-    assert done.value.code == 0
-    path = tmp_path / "printed.json"
-    path.write_text(capsys.readouterr().out)
-    settings = load_settings(path)
-    assert settings.model.latent == NoLatentConfig() and settings.training.seed == 3
-    assert settings.loss.beta_max == 0.0
-
-
-def test_help_lists_every_setting(capsys):
-    with pytest.raises(SystemExit) as done:
-        parse("--help")
-    assert done.value.code == 0
-    text = capsys.readouterr().out
+def test_every_setting_has_a_default_of_its_own_type():
+    """The list of settings is read off the classes: each entry must be what the classes have."""
+    content = json.loads(Settings().dump())
     for setting in all_settings():
-        shown = re.search(rf"{setting.flag}[ ,]", text) is not None
-        assert shown == (setting.family != "none"), setting
+        if setting.family in (None, "gaussian"):
+            value = content
+            for name in setting.path:
+                value = value[name]
+            default = setting.default
+            assert value == (list(default) if isinstance(default, tuple) else default), setting
+
+
+def test_settings_survive_json_copies_and_assignments():
+    settings = Settings.model_validate_json(Settings().dump())
+    assert settings == Settings()
+    changed = settings.model.model_copy(update={"latent": GaussianConfig(latent_dim=5)})
+    assert changed.latent.latent_dim == 5 and settings.model.latent.latent_dim == 64
+    changed.latent.latent_dim = 7
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        changed.latent.latent_dim = 0
+    with pytest.raises(ValueError, match="deep_prefix=true has no effect"):
+        Settings(model={"latent": {"kind": "none"}}).model.deep_prefix = True
+    assert ModelConfig(lora_target_modules=["q_proj"]).lora_target_modules == ("q_proj",)

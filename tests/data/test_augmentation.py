@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cdpvae.batch import PackedText
+from cdpvae.compatibility.padding import TextAugmenter
 from cdpvae.config import AugmentationConfig
-from cdpvae.data.augmentation import TextAugmenter, span_start_probability
+from cdpvae.data.augmentation import span_start_probability
 
 BOS, EOS, PAD, UNK = 1, 2, 3, 4
 SPECIAL = (BOS, EOS, PAD, UNK)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cdpvae.data import DynamicPaddingCollator, VAECollator
+from cdpvae.data import VAECollator
 
 ROWS = [
     {"instruction_ids": [1, 5, 6], "response_ids": [1, 7, 8, 9, 2]},
@@ -10,6 +10,7 @@ ROWS = [
 ]
 
 
+# Rows as a caller writes them, and as a data set gives them.
 @pytest.mark.parametrize("make", [list, lambda ids: np.array(ids, dtype=np.int32)])
 def test_packing_loses_no_token(make):
     rows = [{name: make(ids) for name, ids in row.items()} for row in ROWS]
@@ -20,26 +21,6 @@ def test_packing_loses_no_token(make):
     assert batch.sample_index.tolist() == [30, 10, 20]
     assert batch.targets.tolist() == [7, 8, 9, 2, 7, 2, 2]
     assert batch.augmented is None
-
-
-def test_padding_is_the_packed_batch_padded():
-    batch = DynamicPaddingCollator(pad_id=0)(ROWS)
-    for side in ("instruction", "response"):
-        ids, mask = batch[f"{side}_ids"], batch[f"{side}_mask"]
-        rows = [row[f"{side}_ids"] for row in ROWS]
-        width = max(map(len, rows))
-        assert ids.tolist() == [row + [0] * (width - len(row)) for row in rows]
-        assert mask.tolist() == [[1] * len(row) + [0] * (width - len(row)) for row in rows]
-    assert batch["sample_index"].tolist() == [0, 1, 2]
-
-
-def test_padding_to_a_fixed_length():
-    batch = DynamicPaddingCollator(pad_id=9, max_instruction_tokens=6)(ROWS, [4, 5, 6])
-    assert batch["instruction_ids"].tolist()[1] == [1, 5, 9, 9, 9, 9]
-    assert batch["instruction_mask"].tolist()[1] == [1, 1, 0, 0, 0, 0]
-    assert batch["response_ids"].shape == (3, 5)
-    with pytest.raises(ValueError, match="max_response_tokens=4 is below .*5 tokens"):
-        DynamicPaddingCollator(pad_id=9, max_response_tokens=4)(ROWS)
 
 
 def test_what_cannot_be_packed_is_refused():

@@ -5,9 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cdpvae.data import InstructionDataset, LlamaTokenizerWrapper, PreprocessedDataset
-from cdpvae.data.dataset import TokenColumn
-from cdpvae.data.example import Example
+from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset
+from cdpvae.data.dataset import TokenColumn, TokenDataset
 
 ROWS = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
 
@@ -34,35 +33,9 @@ def test_token_column_reads_every_row(column):
     assert column.lengths.tolist() == [3, 1, 2, 4, 1] and column.lengths.dtype == np.int32
 
 
-def test_instruction_dataset_tokenises_and_truncates(wrapper):
-    short = LlamaTokenizerWrapper(wrapper.tokenizer, 6, 7)
-    pairs = [("Write a story.", "The old sailor sold bread."), Example("Say a.", "a")]
-    dataset = InstructionDataset(pairs, short)
-    assert len(dataset) == 2
-    assert dataset[0] == {
-        "instruction_ids": short.encode_instruction("Write a story."),
-        "response_ids": short.encode_response("The old sailor sold bread."),
-    }
-    assert dataset[-1]["response_ids"] == short.encode_response("a")
-    assert dataset.response_lengths.tolist() == [7, 3]
-    assert [row["response_ids"].tolist() for row in dataset.rows([1, 0])] == [
-        dataset[1]["response_ids"],
-        dataset[0]["response_ids"],
-    ]
-    with pytest.raises(IndexError):
-        dataset[2]
-
-
-def test_reconstruction_reads_what_it_writes(wrapper):
-    row = InstructionDataset([("ask", "reply")], wrapper, target="reconstruction")[0]
-    assert row["instruction_ids"] == wrapper.encode_instruction("reply")
-    assert row["response_ids"] == wrapper.encode_response("reply")
-    with pytest.raises(ValueError, match="target='both' must be response or reconstruction"):
-        InstructionDataset([("ask", "reply")], wrapper, target="both")
-
-
 def test_data_of_another_tokenizer_is_refused_naming_both(wrapper, build_tokenizer):
-    dataset = InstructionDataset([("ask", "reply")], wrapper)
+    column = TokenColumn.from_lists([[1, 2, 3]])
+    dataset = TokenDataset(column, column, wrapper.name, wrapper.fingerprint())
     dataset.check_tokenizer(wrapper)
     other = LlamaTokenizerWrapper(build_tokenizer(("<x>",), bos_token="<s>", eos_token="</s>"))
     other.name = "the-other"

@@ -50,6 +50,7 @@ def test_ranks_together_have_the_step_and_its_divisors(make):
                 assert row.tolist() == [index] * int(dataset.response_lengths[index])
 
 
+# Without a thread, one step ahead, and further ahead than the shortest run before a stop.
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 def test_resume_in_mid_epoch_gives_the_identical_remainder(make, prefetch):
@@ -57,7 +58,7 @@ def test_resume_in_mid_epoch_gives_the_identical_remainder(make, prefetch):
     whole = [described(s) for s in itertools.islice(make(dataset, rank=1), 20)]
     steps = make(dataset).steps_per_epoch
     assert [s[:2] for s in whole][steps - 1 : steps + 1] == [(0, steps - 1), (1, 0)]
-    # the start, mid-epoch, the border of an epoch, mid second epoch
+    # The start, mid-epoch, the border of an epoch, mid second epoch.
     for stop in (0, 3, steps, steps + 2):
         loader = make(dataset, rank=1, prefetch=prefetch)
         before = [described(s) for s in itertools.islice(loader, stop)]
@@ -135,6 +136,7 @@ class Broken:
         return self.dataset.rows(indices)
 
 
+# The error arises in this thread and in the other one.
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_an_error_comes_at_its_step_and_leaves_the_position(prefetch):
     dataset = make_dataset(100)
@@ -152,6 +154,7 @@ def test_an_error_comes_at_its_step_and_leaves_the_position(prefetch):
     broken.close()
 
 
+# 20 rows do not divide by 3; no limit, no row, fewer and more than there are.
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("limit", [None, 0, 7, 50])
 def test_evaluation_shows_every_row_once_in_order(world, limit):

@@ -27,7 +27,7 @@ def test_packed_rows_are_the_rows(pairs):
         assert packed.cu_seqlens[0] == 0 and packed.cu_seqlens[-1] == len(packed.ids)
     # Every token of a response but its first is predicted once, from the one before it.
     assert batch.targets.tolist() == [token for _, response in pairs for token in response[1:]]
-    assert batch.response.ids[batch.target_rows].tolist() == [
+    assert batch.response.ids[batch.target_positions].tolist() == [
         token for _, response in pairs for token in response[:-1]
     ]
 

@@ -34,6 +34,7 @@ def test_items_come_in_order_and_end():
     assert list(Prefetcher(counting([], 100), depth=3)) == list(range(100))
 
 
+# The smallest depth, the default of training, and more than are taken.
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_no_more_than_depth_items_are_made_ahead(depth):
     made: list[int] = []

@@ -12,8 +12,8 @@ PINNED = "3766d5ca90225bb3eb1a195078c14fe6773b66408ae1630c7e5ff20c4e8fcbb8"
 REAL = ["gsm8k_alpaca/gsm_8k_train.json", "gpteacher/codegen-instruct.json"]
 
 
-def rows_of(plan) -> np.ndarray:
-    return np.concatenate([part.ravel() for part in plan.micro_batches])
+def rows_of(chosen) -> np.ndarray:
+    return np.concatenate([part.ravel() for part in chosen.micro_batches])
 
 
 def test_an_epoch_shows_each_row_at_most_once_and_drops_the_incomplete_step():
@@ -69,10 +69,10 @@ def test_global_micro_batches_do_not_depend_on_the_number_of_ranks(one, other):
         for batch, accum, world in (one, other)
     )
     for step in range(left.steps_per_epoch):
-        plans = left.step_rows(0, step), right.step_rows(0, step)
-        groups = [[sorted(g.ravel().tolist()) for g in plan.micro_batches] for plan in plans]
+        chosen = left.step_rows(0, step), right.step_rows(0, step)
+        groups = [[sorted(g.ravel().tolist()) for g in c.micro_batches] for c in chosen]
         assert groups[0] == groups[1]
-        assert plans[0].target_divisor == plans[1].target_divisor
+        assert chosen[0].target_divisor == chosen[1].target_divisor
 
 
 def test_ranks_carry_nearly_the_same_number_of_tokens():
@@ -96,6 +96,7 @@ def token_sums(sampler: RowCountSampler) -> np.ndarray:
     return np.array([[sampler.tokens[part].sum(1) for part in parts] for parts in steps])
 
 
+# The ranks of one machine of the target, and of two.
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", REAL)
 def test_ranks_differ_by_at_most_3_percent_on_real_lengths(name, world):
@@ -108,7 +109,7 @@ def test_ranks_differ_by_at_most_3_percent_on_real_lengths(name, world):
         assert ((by_rank.max(-1) - by_rank.min(-1)) / by_rank.mean(-1)).max() <= 0.03
 
 
-def test_where_ranks_differ_by_more_no_other_deal_is_better():
+def test_where_ranks_differ_by_more_no_other_split_is_better():
     """Toolformer: a row of 334 tokens among rows of 90. Every split of 16 rows is tried."""
     lengths = real_lengths("gpteacher/toolformer-dedupe-only-dataset.json")
     sampler = RowCountSampler(*lengths, rows_per_micro_batch=8, grad_accum=12, world_size=2, seed=0)
@@ -125,8 +126,9 @@ def test_where_ranks_differ_by_more_no_other_deal_is_better():
     assert 0 < uneven <= 0.01 * 12 * sampler.steps_per_epoch
 
 
+# One group, two, and down to groups of two rows.
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
-def test_deal_gives_every_position_once(groups):
+def test_balancing_gives_every_row_once(groups):
     tokens = np.array([5, 5, 5, 1, 90, 7, 2, 2, 30, 31, 4, 4])
     parts = balance_rows(tokens, groups)
     assert [len(part) for part in parts] == [12 // groups] * groups

@@ -37,8 +37,9 @@ def check_budget_and_order(sampler: TokenBudgetSampler, epoch: int = 0) -> np.nd
     return seen
 
 
+# The ranks of one machine of the target, and of two; about 11, 23 and 46 rows a bin.
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("budget", [2048, 4096, 8192])  # about 11, 23 and 46 rows
+@pytest.mark.parametrize("budget", [2048, 4096, 8192])
 @pytest.mark.parametrize(
     "name", ["gsm8k_alpaca/gsm_8k_train.json", "gpteacher/codegen-instruct.json"]
 )
@@ -64,6 +65,7 @@ def test_a_micro_batch_holds_rows_of_similar_length():
     rng = np.random.default_rng(0)
     padded = mixed = total = 0
     for parts in epoch_of(sampler)[:-2]:
+        # The same rows of the step in bins of the same sizes, but at random.
         rows = rng.permutation(np.concatenate([part.ravel() for part in parts]))
         at = 0
         for part in parts:
@@ -90,6 +92,7 @@ def test_every_row_has_its_turn_in_an_order_that_the_seed_and_the_epoch_decide()
     assert len({tuple(order) for order in orders.values()}) == 4
     for order in orders.values():
         assert len(order) == 100  # 101 rows on 2 ranks
+    # The steps of one epoch are kept; asking for another first changes nothing.
     again = make_sampler(lengths, budget=400, accum=2, seed=0)
     again.step_rows(1, 0)
     assert check_budget_and_order(again, 0).tolist() == orders[0, 0]
@@ -105,6 +108,7 @@ def test_every_row_has_its_turn_in_an_order_that_the_seed_and_the_epoch_decide()
         pytest.param([990, *[300] * 40, *[990] * 3], id="long_rows_at_the_end"),
     ],
 )
+# One rank has no exchange inside a micro-batch; 3 does not divide most counts.
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_hard_lengths_stay_below_the_budget(lengths, world):
     costs = np.array(lengths)

@@ -6,6 +6,7 @@ import pytest
 
 from cdpvae.data import LlamaTokenizerWrapper
 
+# Plain; white space, accents, another script, an emoji and code; a single letter.
 TEXTS = ["The old sailor sold bread.", "  naïve 你好 🙂\r\n\tdef f(x): return x", "a"]
 
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from cdpvae_kernels import resources
-from cdpvae_kernels.launch_configs import SHIPPED
+from cdpvae_kernels.common.launch_configs import SHIPPED
 
 
 @pytest.fixture(scope="module")

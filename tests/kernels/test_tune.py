@@ -5,11 +5,13 @@ import json
 import pytest
 import torch
 
-from cdpvae_kernels import launch_configs, tune
-from cdpvae_kernels.launch_configs import launch_config, read_table
-from cdpvae_kernels.triton_kernels.runtime import Shapes, Tunable
+from cdpvae_kernels import tune
+from cdpvae_kernels.common import launch_configs
+from cdpvae_kernels.common.launch_configs import launch_config, read_table
+from cdpvae_kernels.common.tuning import Shapes, Tunable
 from support.triton import DEVICE
 
+# No size is a multiple of a block.
 SMALL = Shapes(
     vocab=100, width=24, latent=8, rows=3, chunk=4, tokens=10, prompts=2, dtype=torch.float32
 )
@@ -72,6 +74,7 @@ def test_what_does_not_fit_is_left_out_and_counted():
 
 def test_every_kernel_runs_with_every_candidate_where_it_is_interpreted_or_fits():
     """The launches the tuner makes are real: each kernel of the table once, on small data."""
+    # A kernel without an entry, or an entry without a kernel, would show here.
     found = tune.find_tunables(SMALL, DEVICE, only=())
     assert {t.config for t in found} == set(read_table(launch_configs.SHIPPED)["default"])
     for one in found:
@@ -86,6 +89,7 @@ def test_the_table_is_merged_and_then_counts(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     path.parent.mkdir()
+    # A table that already holds another GPU and another kernel.
     other = {"BLOCK_D": 1, "num_warps": 1, "num_stages": 1}
     path.write_text(json.dumps({"Other GPU": {ROWS: other}, "Some GPU": {"x.y": other}}))
     best = {"BLOCK_V": 64, "num_warps": 2, "num_stages": 1}

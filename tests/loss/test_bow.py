@@ -3,19 +3,35 @@
 Legend: B rows, Z latent, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from cdpvae import compute_bow_loss
 from cdpvae.batch import PackedText
-from cdpvae.loss import bow_loss, compute_bow_loss, content_tokens
+from cdpvae.config import LossConfig
+from cdpvae.loss import content_tokens
+from cdpvae.loss.bow import bow_loss as loss_of_head
 
 BOS, EOS, PAD, V, Z = 0, 1, 2, 17, 4
 SPECIAL = torch.tensor([BOS, EOS, PAD])
 # Repeats; special ids in the middle; nothing but special ids; the largest id.
 ROWS = [[BOS, 5, 5, 9, EOS], [BOS, 7, PAD, 3, BOS, 3, EOS], [BOS, EOS], [BOS, V - 1, EOS]]
 CONTENT = [[5, 5, 9], [7, 3, 3], [], [V - 1]]
+
+
+class Head(NamedTuple):
+    """What `nn.Linear` has, with tensors of the test's own dtype."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def bow_loss(z, weight, bias, *rest):
+    return loss_of_head(z, Head(weight, bias), *rest)
 
 
 def head(seed=0):
@@ -66,7 +82,8 @@ def test_value_and_gradients_equal_the_dense_form(reduction, oracle):
 
 def test_default_reduction_is_the_descriptions():
     inputs = head()
-    got = bow_loss(*inputs, PackedText.from_lists(ROWS), SPECIAL)
+    reduction = LossConfig().bow_reduction
+    got = bow_loss(*inputs, PackedText.from_lists(ROWS), SPECIAL, reduction)
     torch.testing.assert_close(got, dense_bce(*inputs), rtol=1e-12, atol=0)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cdpvae.loss import InfoNCELoss, MomentumQueue
+from cdpvae import InfoNCELoss, MomentumQueue
 
 
 def normals(*shape, seed=0):

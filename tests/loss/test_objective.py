@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cdpvae.batch import PackedText, Posterior, StepPlan, next_token_targets
-from cdpvae.loss import SoftPromptVAELoss
+from cdpvae import Posterior, SoftPromptVAELoss, StepPlan
+from cdpvae.batch import PackedText, next_token_targets
 
 D, V, Z = 6, 19, 4
 SPECIAL = torch.tensor([0, 1, 2])

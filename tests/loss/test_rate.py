@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from cdpvae.loss import FreeBitsKL, kl_per_row_dim
+from cdpvae import FreeBitsKL
+from cdpvae.latents.gaussian import kl_per_row_dim
 
 
 def kl(mu, logvar):

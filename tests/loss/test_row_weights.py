@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cdpvae.batch import PackedText, Posterior, StepPlan
-from cdpvae.loss import SoftPromptVAELoss
+from cdpvae import Posterior, SoftPromptVAELoss, StepPlan
+from cdpvae.batch import PackedText
 
 Z, V, D = 3, 20, 4
 TEXTS = [[0, 3 + i, 4 + i, 5 + i, *[6] * (i % 3), 1] for i in range(8)]

@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from cdpvae.batch import PackedText, Posterior, StepPlan, next_token_targets
-from cdpvae.loss import SoftPromptVAELoss
+from cdpvae import Posterior, SoftPromptVAELoss, StepPlan
+from cdpvae.batch import PackedText, next_token_targets
 from cdpvae.training.distributed import gather_rows
 
 WORLD_SIZE, K, D, V, Z = 2, 6, 4, 13, 5

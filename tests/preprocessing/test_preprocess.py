@@ -48,7 +48,7 @@ def test_settings_file_and_flags(call, tmp_path, capsys):
         (["--format", "csv"], "format"),
         (["--input", "missing.jsonl"], "no such file"),
         (["--tokenizer", "/missing"], "cannot be loaded"),
-        (["--min-response-tokens", "2000"], "min_response_tokens=2000 must not be above"),
+        (["--min-response-tokens", "2000"], "--min-response-tokens 2000 must not be above"),
     ],
 )
 def test_errors_are_one_line_and_status_2(call, capsys, flags, message):

@@ -1,4 +1,4 @@
-"""Rows of token ids in memory, what a step holds, and the lengths of real data."""
+"""Make rows of token ids in memory, compare steps, and read the lengths of real data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cdpvae.data import LlamaTokenizerWrapper, RowCountSampler, StepBatch
-from cdpvae.data.dataset import TokenColumn, _TokenDataset
+from cdpvae.data.dataset import TokenColumn, TokenDataset
 from cdpvae.preprocessing.formats.convert import convert
 from cdpvae.preprocessing.readers.source import Source
 from support.runs import REPOSITORY
@@ -20,16 +20,16 @@ SHARED = REPOSITORY.parent / "shared" / "data"
 TOKENIZER = SHARED / "tok_mistral_v1" / "tokenizer.model.v1"
 
 
-def make_dataset(rows: int) -> _TokenDataset:
-    """Row i is filled with the token i, at lengths that vary."""
+def make_dataset(rows: int) -> TokenDataset:
+    """Make rows of varying length; row i is filled with the token i."""
     rng = np.random.default_rng(rows)
     lengths = rng.integers(2, 40, (2, rows)).tolist()
     columns = [TokenColumn.from_lists([[i] * n for i, n in enumerate(side)]) for side in lengths]
-    return _TokenDataset(*columns, "name", "fingerprint")
+    return TokenDataset(*columns, "name", "fingerprint")
 
 
 def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> RowCountSampler:
-    """`batch` rows of each rank a micro-batch."""
+    """Sample `batch` rows of each rank a micro-batch."""
     return RowCountSampler(
         dataset.response_lengths,
         dataset.instruction_lengths,
@@ -41,7 +41,7 @@ def make_sampler(dataset, batch=2, accum=3, world=2, seed=0) -> RowCountSampler:
 
 
 def described(step_batch: StepBatch) -> tuple:
-    """Everything in a step batch, comparable."""
+    """Turn everything in a step batch into values that can be compared."""
     batches = [
         (b.sample_index.tolist(), b.instruction.ids.tolist(), b.response.ids.tolist())
         for b in step_batch.micro_batches
@@ -52,7 +52,7 @@ def described(step_batch: StepBatch) -> tuple:
 
 @functools.cache
 def real_lengths(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(response, instruction) tokens of the records of a real file that pass the default lengths.
+    """Count response and instruction tokens of the records of a real file of default lengths.
 
     Skips the test where the file or what reads its tokenizer is missing.
     """
@@ -63,6 +63,7 @@ def real_lengths(name: str) -> tuple[np.ndarray, np.ndarray]:
     with tempfile.TemporaryDirectory() as directory:
         shutil.copy(TOKENIZER, Path(directory) / "tokenizer.model")
         wrapper = LlamaTokenizerWrapper.from_pretrained(directory)
+    # Convert and tokenise as preprocessing does.
     outcomes = [convert(raw.value) for raw in Source.parse(str(path)).records()]
     pairs = [example for outcome in outcomes if not isinstance(outcome, str) for example in outcome]
     instruction, response = (
@@ -72,5 +73,6 @@ def real_lengths(name: str) -> tuple[np.ndarray, np.ndarray]:
             (wrapper.encode_responses, [pair.response for pair in pairs]),
         )
     )
+    # Keep what the length filters keep by default.
     kept = (instruction >= 10) & (instruction <= 512) & (response >= 20) & (response <= 1024)
     return response[kept], instruction[kept]

@@ -5,6 +5,7 @@ torchrun --nproc_per_node 2 engine_worker.py DIR      reads DIR/settings.json
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -27,9 +28,9 @@ POISONED_STEP = 2
 
 def poison_once(trainer, world) -> None:
     """Make one gradient of rank 1 a NaN, in one micro-batch of the third attempted step."""
-    parameter = trainer.engine.module.model.encoder.mu_head.weight
+    parameter = trainer.engine.module.model.latent.encoder.mu_head.weight
     seen = {"micro_batches": 0}
-    accum = trainer.settings.training.gradient_accumulation_steps
+    accum = trainer.of.config.gradient_accumulation_steps
 
     def hook(grad):
         number = seen["micro_batches"]
@@ -48,18 +49,18 @@ def run_case(name: str, content: dict, world, out: Path) -> dict:
     trainer = build_trainer(settings, world)
     if name.startswith("nan"):
         poison_once(trainer, world)
-    planned, make_plan = [], trainer.planner.plan
+    planned, make_schedule = [], trainer.task.schedule
 
-    def plan(step, *rest):
+    def schedule(step, step_batch):
         planned.append(step)
-        return make_plan(step, *rest)
+        return make_schedule(step, step_batch)
 
-    trainer.planner.plan = plan
+    trainer.task = dataclasses.replace(trainer.task, schedule=schedule)
     trainer.run()
     parameters = [p for p in trainer.engine.module.parameters() if p.requires_grad]
     flat = torch.cat([p.detach().float().flatten() for p in parameters])
     both = all_gather_rows(flat[None])
-    trainer.telemetry.close()
+    trainer.of.telemetry.close()
     result = {
         "steps": trainer.state.step,
         "skipped": trainer.state.skipped,

@@ -18,8 +18,9 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from cdpvae.config import parse_settings
+from cdpvae.loss import build_objective
 from cdpvae.tasks.text_vae.module import TrainingModule
-from cdpvae.tasks.text_vae.setup import build_loss, build_trainer
+from cdpvae.tasks.text_vae.setup import build_trainer
 from cdpvae.training.distributed import all_reduce_sum, close_world, init_world
 from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
 
@@ -31,9 +32,8 @@ class PlainEngine:
         training = settings.training
         self.accum = training.gradient_accumulation_steps
         self.max_norm = training.max_grad_norm
-        self.module = TrainingModule(
-            model, build_loss(settings, world.world_size), training.seed, world.world_size
-        )
+        objective = build_objective(settings, model.latent.flat_dim, world.world_size)
+        self.module = TrainingModule(model, objective, training.seed, world.world_size)
         self.call = self.module
         if world.world_size > 1:
             # The posterior's rows of other ranks enter each rank's loss through a collective, so
@@ -44,8 +44,8 @@ class PlainEngine:
         self.micro_steps = self.global_steps = 0
         self.norm = 0.0
 
-    def __call__(self, batch, plan):
-        return self.call(batch, plan)
+    def __call__(self, batch, schedule):
+        return self.call(batch, schedule)
 
     def train(self):
         self.module.train()
@@ -85,21 +85,20 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
     # Parity across ranks needs the same network in every mode: module dropout is 0 in the cases.
     if mode != "zero":
         trainer.engine = PlainEngine(
-            trainer.engine.module.model, settings, trainer.total_steps, world
+            trainer.engine.module.model, settings, trainer.of.total_steps, world
         )
     losses, steps = [], settings.training.max_steps
     trainer.engine.train()
     while trainer.state.step < steps:
         for step_batch in trainer.loader.epoch():
-            plan = trainer.planner.plan(
-                trainer.state.step, step_batch.epoch, step_batch.target_divisor
-            )
+            schedule = trainer.task.schedule(trainer.state.step, step_batch)
             total = 0.0
             for batch in step_batch.micro_batches:
-                output = trainer.engine(trainer.prepare(batch, plan), plan)
-                trainer.engine.backward(output.loss)
+                output = trainer.engine(trainer.task.prepare(batch, schedule), schedule)
+                loss = output.total
+                trainer.engine.backward(loss)
                 trainer.engine.step()
-                total += float(output.loss.detach())
+                total += float(loss.detach())
             mean = all_reduce_sum(torch.tensor([total], dtype=torch.float64))
             losses.append(float(mean) / len(step_batch.micro_batches) / world.world_size)
             trainer.state.step += 1
@@ -117,7 +116,7 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
             "steps": trainer.engine.global_steps,
         }
         torch.save(result, out / f"{mode}{world.world_size}-{name}.pt")
-    trainer.telemetry.close()
+    trainer.of.telemetry.close()
 
 
 def main() -> None:

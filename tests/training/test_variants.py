@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cdpvae.evaluation.checkpoint import open_run
+from cdpvae.evaluation.checkpoint import RowSelection, open_run
 from support.runs import merged, train
 
 STEPS = 20
@@ -88,11 +88,10 @@ def test_trains(small_settings, second_backbone, tmp_path, name):
     recon = losses(tmp_path / "run")
     assert sum(recon[:3]) / 3 - sum(recon[-3:]) / 3 > MIN_DROP, recon
     opened = open_run(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
-    batch = opened.rows(None, "validation", 2, 2)[0]
+    batch = opened.rows(RowSelection("validation", None, 2, 2))[0]
     with torch.no_grad():
-        latent = opened.settings.model.latent.kind != "none"
-        z = opened.model.posterior(batch.instruction).mu if latent else None
-    ids = opened.model.generate(z, max_length=5, temperature=0, num_rows=2)
+        z = opened.model.latent.mean(opened.model.infer(batch.instruction))
+    ids = opened.model.generate(z, max_length=5, temperature=0)
     assert ids.shape[0] == 2 and int(ids.max()) < opened.model.backbone.config.vocab_size
 
 

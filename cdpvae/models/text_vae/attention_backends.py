@@ -1,4 +1,4 @@
-"""Three ways to compute packed causal attention, and the choice between them.
+"""Choose between three ways to compute packed causal attention.
 
     flash_attn   the flash-attn package, FlashAttention 2: fastest where it is installed.
                  Tests hold our call to its published signature.
@@ -33,6 +33,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Packing, Prefix | None, float], Tenso
 VarlenKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, int, float], Tensor]
 """(q, k, v, cu_seqlens, cu_seqlens_k, max_len, max_len_k, scaling), all packed -> (T, H, F)."""
 
+# What FlashAttention 2 computes in.
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -42,7 +43,11 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True)
 class AttentionBackend:
-    """A backend that runs here. `note`: why none before it in the order was taken, or a caveat."""
+    """Name a backend that runs here, and the function that computes.
+
+    name: a key of BACKENDS. attend: the function. note: a caveat, and why each backend before this
+    one in the order does not run.
+    """
 
     name: str
     attend: Attend
@@ -55,11 +60,15 @@ class AttentionBackend:
 def choose_backend(
     wanted: str, device: torch.device, dtype: torch.dtype, head_dim: int
 ) -> AttentionBackend:
-    """The backend for tensors of this device, dtype and head dimension.
+    """Choose the backend for tensors of a device, dtype and head dimension.
 
-    `wanted`: a name of BACKENDS, or 'auto', which takes the first that runs.
-    Raises ValueError, one line, when the one asked for does not run.
+    wanted: a name of BACKENDS, or 'auto', which takes the first that runs.
+    device, dtype: of the queries, keys and values.
+    head_dim: F.
+
+    Raises ValueError, one line, when the backend asked for does not run.
     """
+    # Try one after the other; the reasons of those before are kept for the user.
     refused = []
     for name in BACKENDS if wanted == "auto" else (wanted,):
         try:
@@ -74,7 +83,7 @@ def choose_backend(
     )
 
 
-# The choice
+# The choice. Each function gives its backend's `Attend` or raises Unavailable.
 
 
 def _flash_attn(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attend:
@@ -105,8 +114,12 @@ def _sdpa(device: torch.device, dtype: torch.dtype, head_dim: int) -> Attend:
     return attend_padded
 
 
-# Best first. Each gives its function or raises Unavailable.
-BACKENDS = {"flash_attn": _flash_attn, "varlen": _varlen, "sdpa": _sdpa}
+# Best first.
+BACKENDS: dict[str, Callable[[torch.device, torch.dtype, int], Attend]] = {
+    "flash_attn": _flash_attn,
+    "varlen": _varlen,
+    "sdpa": _sdpa,
+}
 
 # Their signatures are tested, their kernels have not run yet. `test_on_a_gpu` in
 # tests/models/text_vae/test_attention.py runs them where there is one: take out what it has passed.
@@ -114,7 +127,7 @@ UNTESTED_ON_HARDWARE = ("flash_attn", "varlen")
 
 
 def _check_limits(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> None:
-    """What FlashAttention 2 asks of its inputs. Raises Unavailable."""
+    """Raise Unavailable for inputs that FlashAttention 2 does not take."""
     if device.type != "cuda":
         raise Unavailable(f"{name} needs CUDA")
     if dtype not in HALF:
@@ -123,6 +136,7 @@ def _check_limits(name: str, device: torch.device, dtype: torch.dtype, head_dim:
         raise Unavailable(
             f"{name} needs a head dimension that 8 divides, at most 256, not {head_dim}"
         )
+    # FlashAttention 2 has no kernel for GPUs before Ampere.
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise Unavailable(f"{name} needs compute capability 8.0 (Ampere), not {major}.{minor}")
@@ -132,9 +146,17 @@ def _check_limits(name: str, device: torch.device, dtype: torch.dtype, head_dim:
 
 
 def packed_attend(kernel: VarlenKernel) -> Attend:
-    """A kernel that reads `cu_seqlens`, with the prefix put before every sequence."""
+    """Wrap a kernel that reads `cu_seqlens`: the prefix is put before every sequence."""
 
-    def attend(query, key, value, packing, prefix, scaling):
+    def attend(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        packing: Packing,
+        prefix: Prefix | None,
+        scaling: float,
+    ) -> Tensor:
+        # These kernels take more keys than queries, so the prefix becomes keys and values.
         if prefix is not None:
             key = packing.join_prefix(prefix[0], key)
             value = packing.join_prefix(prefix[1], value)
@@ -152,8 +174,8 @@ def packed_attend(kernel: VarlenKernel) -> Attend:
     return attend
 
 
-def flash_attn_kernel(function: Callable) -> VarlenKernel:
-    """`flash_attn_varlen_func` of flash-attn 2. Raises Unavailable when it is too old."""
+def flash_attn_kernel(function: Callable[..., Tensor]) -> VarlenKernel:
+    """Call `flash_attn_varlen_func` of flash-attn 2. Raises Unavailable when it is too old."""
     # Causal order is aligned at the last key since 2.1; these have all been there since 2.4.1.
     missing = {"softmax_scale", "causal", "window_size", "deterministic"} - _parameters(function)
     if missing:
@@ -161,7 +183,16 @@ def flash_attn_kernel(function: Callable) -> VarlenKernel:
             f"flash-attn is too old: flash_attn_varlen_func has no {', '.join(sorted(missing))}"
         )
 
-    def kernel(q, k, v, cu_seqlens, cu_seqlens_k, max_len, max_len_k, scaling):
+    def kernel(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens: Tensor,
+        cu_seqlens_k: Tensor,
+        max_len: int,
+        max_len_k: int,
+        scaling: float,
+    ) -> Tensor:
         return function(
             q,
             k,
@@ -173,20 +204,22 @@ def flash_attn_kernel(function: Callable) -> VarlenKernel:
             dropout_p=0.0,
             softmax_scale=scaling,
             causal=True,
-            # As torch's own operators do: its backward adds in any order unless told not to.
+            # As torch's own operators do. By default its backward adds in any order.
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
     return kernel
 
 
-def varlen_kernel(function: Callable) -> VarlenKernel:
-    """`varlen_attn` of torch, with whatever parameters it has.
+def varlen_kernel(function: Callable[..., Tensor | tuple[Tensor, Tensor]]) -> VarlenKernel:
+    """Call `varlen_attn` of torch with the parameters that it has.
 
     torch 2.10 has `is_causal`; 2.11 `scale` and `window_size` in its place; 2.12 `enable_gqa`.
     Raises Unavailable when causal order can be asked for in neither way.
     """
+    # Find out how this torch is asked for causal order, for a scale and for grouped heads.
     parameters = _parameters(function)
+    options: dict[str, object]
     if "window_size" in parameters:
         options = {"window_size": (-1, 0)}
     elif "is_causal" in parameters:
@@ -195,23 +228,36 @@ def varlen_kernel(function: Callable) -> VarlenKernel:
         raise Unavailable("varlen has neither window_size nor is_causal in this torch")
     takes_scale, takes_groups = "scale" in parameters, "enable_gqa" in parameters
 
-    def kernel(q, k, v, cu_seqlens, cu_seqlens_k, max_len, max_len_k, scaling):
-        extra, groups = {}, q.shape[1] // k.shape[1]
+    def kernel(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_seqlens: Tensor,
+        cu_seqlens_k: Tensor,
+        max_len: int,
+        max_len_k: int,
+        scaling: float,
+    ) -> Tensor:
+        # Do beforehand what this torch's kernel cannot do itself.
+        extra: dict[str, object] = {}
+        groups = q.shape[1] // k.shape[1]
         if takes_scale:
             extra["scale"] = scaling
         else:
-            # Its own scale is F**-0.5, so what remains is 1 in a Llama.
+            # Its own scale is F**-0.5, so the factor that remains is 1 in a Llama.
             q = q * (scaling * q.shape[-1] ** 0.5)
         if takes_groups:
             extra["enable_gqa"] = groups > 1
         elif groups > 1:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        return function(q, k, v, cu_seqlens, cu_seqlens_k, max_len, max_len_k, **options, **extra)
+        out = function(q, k, v, cu_seqlens, cu_seqlens_k, max_len, max_len_k, **options, **extra)
+        assert isinstance(out, Tensor), "only `return_aux` makes it return more"
+        return out
 
     return kernel
 
 
-def _parameters(function: Callable) -> set[str]:
+def _parameters(function: Callable[..., object]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 
@@ -226,8 +272,18 @@ def attend_padded(
     prefix: Prefix | None,
     scaling: float,
 ) -> Tensor:
-    """`Attend` by padding to the longest row. Padding is on the right, where causal order hides it
-    from every token that is kept."""
+    """Attend by padding to the longest row; an `Attend`.
+
+    Padding is on the right, where causal order hides it from every token that is kept.
+
+    query (T, H, F): packed, as key and value (T, K, F).
+    packing: where every packed token belongs.
+    prefix: keys and values (B, K, P, F) that every query of their sequence sees, or None.
+    scaling: what scores are multiplied by before the softmax.
+
+    -> (T, H, F)
+    """
+    # Pad, put the prefix before the keys, attend, and drop the padding.
     q, k, v = (packing.pad(x).transpose(1, 2) for x in (query, key, value))
     if prefix is not None:
         k = torch.cat((prefix[0].to(k.dtype), k), dim=2)
@@ -237,16 +293,23 @@ def attend_padded(
 
 
 def attend_batch(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """(B, H, T, F) against (B, K, S, F) keys, S >= T, the last query aligned with the last key.
+    """Attend from the last T of S tokens: the last query is aligned with the last key.
 
-    What generation does: a cache stands before the new tokens.
+    Generation calls this: a cache stands before the new tokens.
+
+    query (B, H, T, F), key and value (B, K, S, F): S >= T.
+    scaling: what scores are multiplied by before the softmax.
+
+    -> (B, H, T, F)
     """
     queries, keys = query.shape[2], key.shape[2]
+    # One query sees all keys, and as many queries as keys are plain causal order: no mask then.
     mask = causal_mask(queries, keys, query.device) if 1 < queries < keys else None
     return _sdpa_call(query, key, value, scaling, mask)
 
 
 def _sdpa_call(q: Tensor, k: Tensor, v: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """Call SDPA, causal where there is no mask, with grouped heads where there are fewer keys."""
     return F.scaled_dot_product_attention(
         q,
         k,

@@ -1,24 +1,29 @@
-"""From latents to text, and ways through the latent space.
+"""From latents to text.
 
 Generation starts from the soft prompts (and the deep prefix) of z plus `[BOS]`, keeps a key/value
 cache, and stops at EOS. All rows of a batch have the same length at every step, so nothing is
 padded.
 
-Legend: B rows, Z latent, D hidden, V vocabulary, S interpolation steps.
+Legend: B rows, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
+if TYPE_CHECKING:
+    from cdpvae.models.text_vae.vae import LlamaSoftPromptVAE
+
 
 def choose_token(
     logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The next token of every row -> (B,) int64.
+    """Choose the next token of every row -> (B,) int64.
 
     temperature 0 is greedy. top_p keeps the smallest set of tokens whose probability reaches it
     (nucleus sampling, Holtzman et al. 2020). Raises ValueError outside temperature >= 0 and
@@ -41,26 +46,31 @@ def choose_token(
 
 @torch.no_grad()
 def generate_ids(
-    model,
-    z: Tensor | None,
+    model: LlamaSoftPromptVAE,
+    z: Tensor,
     *,
-    num_rows: int,
     max_length: int,
     temperature: float,
     top_p: float,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """-> (B, <= max_length) int64, EOS included, pad after it. `z` None: a model without latent."""
+    """Write a text for every latent -> (B, <= max_length) int64, EOS included, pad after it.
+
+    z (B, *latent.shape): (B, 0) for a model without a latent.
+    max_length: tokens per text.
+    temperature, top_p, generator: see `choose_token`.
+    """
     backbone, tokens = model.backbone, model.tokens
     embedding = backbone.embedding_weight
     cache = DynamicCache(config=backbone.config)
     position = model.fill_prefix_cache(z, cache)
-    bos = torch.full((num_rows, 1), tokens.bos, device=embedding.device)
+    # Start every row from its soft prompts and BOS.
+    bos = torch.full((len(z), 1), tokens.bos, device=embedding.device)
     inputs = F.embedding(bos, embedding)
-    if z is not None:
-        inputs = torch.cat((model.projector(z).to(embedding.dtype), inputs), dim=1)
-    finished = torch.zeros(num_rows, dtype=torch.bool, device=embedding.device)
+    inputs = torch.cat((model.soft_prompts(z), inputs), dim=1)
+    finished = torch.zeros(len(z), dtype=torch.bool, device=embedding.device)
     written: list[Tensor] = []
+    # Append one token a step to every row, pad to those that have ended.
     for _ in range(max_length):
         hidden = backbone.decode_step(inputs, cache, position)
         position += inputs.shape[1]
@@ -73,31 +83,3 @@ def generate_ids(
             break
         inputs = F.embedding(token[:, None], embedding)
     return torch.stack(written, dim=1)
-
-
-def interpolate(z1: Tensor, z2: Tensor, num_steps: int = 10, mode: str = "linear") -> Tensor:
-    """A way from z1 to z2, ends included: (Z,) -> (S, Z), (B, Z) -> (S, B, Z).
-
-    `slerp` turns the direction at constant angular speed and interpolates the length linearly
-    (Shoemake 1985; White 2016): the middle of two Gaussian samples keeps a typical length.
-    Raises ValueError for differing shapes, num_steps < 2 or an unknown mode.
-    """
-    if z1.shape != z2.shape:
-        raise ValueError(f"z1 {tuple(z1.shape)} and z2 {tuple(z2.shape)} must have one shape")
-    if num_steps < 2 or mode not in ("linear", "slerp"):
-        raise ValueError(
-            f"num_steps={num_steps} must be at least 2 and mode={mode!r} 'linear' or 'slerp'"
-        )
-    steps = torch.linspace(0, 1, num_steps, device=z1.device, dtype=z1.dtype)
-    t = steps.view(-1, *([1] * z1.dim()))
-    if mode == "linear":
-        return torch.lerp(z1[None], z2[None], t)
-    length1, length2 = z1.norm(dim=-1, keepdim=True), z2.norm(dim=-1, keepdim=True)
-    unit1, unit2 = F.normalize(z1, dim=-1), F.normalize(z2, dim=-1)
-    cosine = (unit1 * unit2).sum(-1, keepdim=True).clamp(-1, 1)
-    angle = torch.acos(cosine)
-    sine = torch.sin(angle)
-    turned = (torch.sin((1 - t) * angle) * unit1 + torch.sin(t * angle) * unit2) / sine
-    # Parallel or opposite directions have no arc: fall back to the straight line.
-    direction = torch.where(sine.abs() > 1e-6, turned, torch.lerp(unit1[None], unit2[None], t))
-    return direction * torch.lerp(length1[None], length2[None], t)

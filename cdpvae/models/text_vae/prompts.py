@@ -1,4 +1,4 @@
-"""How z reaches the decoder: soft prompts before the response, and an optional deep prefix.
+"""Bring z to the decoder: soft prompts before the response, and an optional deep prefix.
 
 Legend: B rows, Z latent, D hidden, P prompts, K key/value heads, F head dimension, N layers.
 """
@@ -12,9 +12,15 @@ from cdpvae.models.text_vae.packing import Prefix
 
 
 class SoftPromptProjector(nn.Module):
-    """z -> P embeddings: MLP, reshape, position embedding N(0, 0.02), LayerNorm.
+    """Project z to P embeddings: MLP, reshape, position embedding N(0, 0.02), LayerNorm.
 
     Soft prompts: Lester et al. 2021.
+
+    latent_dim: Z.
+    hidden_dim: width of the MLP's first layer.
+    output_dim: D.
+    num_soft_tokens: P.
+    dropout: rate after both inner layers of the MLP.
     """
 
     def __init__(
@@ -24,7 +30,7 @@ class SoftPromptProjector(nn.Module):
         output_dim: int,
         num_soft_tokens: int = 32,
         dropout: float = 0.1,
-    ):
+    ) -> None:
         super().__init__()
         self.num_soft_tokens = num_soft_tokens
         self.mlp = nn.Sequential(
@@ -40,18 +46,27 @@ class SoftPromptProjector(nn.Module):
         self.norm = nn.LayerNorm(output_dim)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
-        """(B, Z) fp32 -> (B, P, D) in the module's dtype."""
+        """Project z, (B, Z) fp32 -> (B, P, D) in the module's dtype."""
         prompts = self.mlp(z_BZ.to(self.position.dtype))
         prompts_BPD = prompts.view(z_BZ.shape[0], self.num_soft_tokens, -1)
         return self.norm(prompts_BPD + self.position)
 
 
 class DeepPrefixProjector(nn.Module):
-    """z -> keys and values of P prefix positions in every layer.
+    """Project z to the keys and values of P prefix positions in every layer.
 
     One shared MLP gives a bottleneck per position; LayerNorm; every layer projects it to its own
     keys and values and scales both by one learned number. Keys carry no rotary embedding.
     Prefix tuning: Li & Liang 2021; P-tuning v2: Liu et al. 2022.
+
+    latent_dim: Z.
+    num_layers: N.
+    num_kv_heads: K.
+    head_dim: F.
+    prefix_len: P.
+    hidden_dim: width of the MLP.
+    bottleneck_dim: width of the bottleneck of a position.
+    scale_init: first value of every layer's scale.
     """
 
     def __init__(
@@ -64,8 +79,9 @@ class DeepPrefixProjector(nn.Module):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         scale_init: float = 0.1,
-    ):
+    ) -> None:
         super().__init__()
+        # Shared by all layers: z to a bottleneck for each position.
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.prefix_len, self.bottleneck_dim = prefix_len, bottleneck_dim
         self.shared = nn.Sequential(
@@ -76,13 +92,14 @@ class DeepPrefixProjector(nn.Module):
             nn.Linear(hidden_dim, prefix_len * bottleneck_dim),
         )
         self.norm = nn.LayerNorm(bottleneck_dim)
+        # For each layer: the bottleneck to keys and values.
         width = num_kv_heads * head_dim
         self.key = nn.ModuleList(nn.Linear(bottleneck_dim, width) for _ in range(num_layers))
         self.value = nn.ModuleList(nn.Linear(bottleneck_dim, width) for _ in range(num_layers))
         self.scale = nn.Parameter(torch.full((num_layers,), scale_init))
 
     def forward(self, z_BZ: Tensor) -> list[Prefix]:
-        """(B, Z) -> per layer (keys, values), each (B, K, P, F)."""
+        """Project z, (B, Z) -> for each layer keys and values, (B, K, P, F) each."""
         shared = self.shared(z_BZ.to(self.scale.dtype))
         bottleneck = self.norm(shared.view(z_BZ.shape[0], self.prefix_len, self.bottleneck_dim))
         layers = zip(self.key, self.value, self.scale, strict=True)
@@ -92,5 +109,5 @@ class DeepPrefixProjector(nn.Module):
         ]
 
     def _heads(self, x_BPX: Tensor) -> Tensor:
-        """(B, P, K*F) -> (B, K, P, F)."""
+        """Split the width into heads, (B, P, K*F) -> (B, K, P, F)."""
         return x_BPX.unflatten(-1, (self.num_kv_heads, self.head_dim)).transpose(1, 2)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -27,7 +27,13 @@ from cdpvae.batch import SpecialTokens
 from cdpvae.config import ModelConfig, parse_settings
 from cdpvae.models.text_vae.backbone import Backbone, lora_config
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from cdpvae.models.text_vae.vae import LlamaSoftPromptVAE
+
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+# Version 1 named the tensors of the Gaussian's encoder `encoder.*`.
+RENAMED_TENSORS = {"encoder.": "latent.encoder."}
 CONFIG_FILE = "config.json"
 HEADS_FILE = "heads.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -48,7 +54,7 @@ def tokens_of(llama: LlamaConfig) -> SpecialTokens:
     return SpecialTokens(llama.bos_token_id, eos, pad, None, special)
 
 
-def save(model, directory: Path) -> None:
+def save(model: LlamaSoftPromptVAE, directory: Path) -> None:
     """Write the four files. Raises OSError when the directory cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
@@ -68,7 +74,13 @@ def save(model, directory: Path) -> None:
     peft_config.save_pretrained(directory)
 
 
-def load(cls, directory: Path, *, backbone: str | Backbone | None, dtype: torch.dtype):
+def load(
+    cls: type[LlamaSoftPromptVAE],
+    directory: Path,
+    *,
+    backbone: str | Backbone | None,
+    dtype: torch.dtype,
+) -> LlamaSoftPromptVAE:
     """Rebuild a model saved by `save`.
 
     backbone: another place of the same base weights, or a loaded `Backbone`.
@@ -102,10 +114,10 @@ def read_config(directory: Path) -> tuple[ModelConfig, SpecialTokens]:
             f"{path}: model_type={content.get('model_type')!r}, expected 'cdpvae': this is not a "
             "model written by save_pretrained"
         )
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") not in READABLE_VERSIONS:
         raise ValueError(
             f"{path}: format_version={content.get('format_version')!r}, this version of cdpvae "
-            f"reads {FORMAT_VERSION}"
+            f"reads {' and '.join(map(str, READABLE_VERSIONS))}"
         )
     tokens = dict(content["tokens"], special=tuple(content["tokens"]["special"]))
     return parse_settings({"model": content["model"]}, source=str(path)).model, SpecialTokens(
@@ -144,11 +156,19 @@ def locate(model_id: str, hub: dict[str, Any]) -> Path:
     return Path(snapshot_download(model_id, allow_patterns=list(MODEL_FILES), **kwargs))
 
 
-def _head_state(model) -> dict[str, Tensor]:
+def current_name(stored: str) -> str:
+    """Return the name that a tensor stored by an older version has now."""
+    for old, new in RENAMED_TENSORS.items():
+        if stored.startswith(old):
+            return new + stored.removeprefix(old)
+    return stored
+
+
+def _head_state(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
     return {key: _plain(value) for key, value in _named_heads(model).items()}
 
 
-def _named_heads(model) -> dict[str, Tensor]:
+def _named_heads(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
     """Every tensor of the heads under the name it is stored by; not copied."""
     return {
         f"{name}.{key}": tensor
@@ -163,15 +183,16 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _load_heads(model, directory: Path) -> None:
-    state = _read_tensors(directory / HEADS_FILE)
+def _load_heads(model: LlamaSoftPromptVAE, directory: Path) -> None:
+    stored = _read_tensors(directory / HEADS_FILE)
+    state = {current_name(name): tensor for name, tensor in stored.items()}
     heads = _named_heads(model)
     _check_shapes(directory / HEADS_FILE, state, heads)
     for key, tensor in heads.items():
         tensor.copy_(state[key])
 
 
-def _load_adapter(model, directory: Path) -> None:
+def _load_adapter(model: LlamaSoftPromptVAE, directory: Path) -> None:
     state = _read_tensors(directory / ADAPTER_FILE)
     _check_shapes(directory / ADAPTER_FILE, state, get_peft_model_state_dict(model.backbone.peft))
     set_peft_model_state_dict(model.backbone.peft, state)

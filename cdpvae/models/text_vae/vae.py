@@ -1,9 +1,10 @@
 """LlamaSoftPromptVAE: the composition, readable top to bottom.
 
-    instruction -> frozen Llama -> attention pooling -> q(z|x) -> z
+    instruction -> frozen Llama -> attention pooling -> latent.infer -> z
     z -> soft prompts (and deep prefix) + word-dropped response -> LoRA Llama -> hidden states
 
-The logits of the decoder are never made in training: the loss takes hidden states and the head.
+The logits of the decoder are never made in training: the losses take hidden states and the head.
+What a code and a z are is the business of the latent family (`cdpvae.latents`).
 
 Legend: B rows, T packed tokens, N target positions, L longest row, Z latent, P prompts, D hidden,
 V vocabulary.
@@ -11,62 +12,52 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.cache_utils import Cache
 
-from cdpvae.batch import LossTerms, PackedText, Posterior, SpecialTokens, StepPlan, VAEBatch
+from cdpvae.batch import PackedText, SpecialTokens, StepSchedule, VAEBatch
 from cdpvae.config import ModelConfig
-from cdpvae.loss import SoftPromptVAELoss
+from cdpvae.latents import Code, GeneratorNoise, KeyedNoise, Latent, Noise, family_of
 from cdpvae.models.text_vae import generation, storage
 from cdpvae.models.text_vae.backbone import Backbone
-from cdpvae.models.text_vae.encoders.pooling import (
-    AttentionPooling,
-    LayerMix,
-    VariationalEncoder,
-    reparameterize,
-)
+from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
-from cdpvae_kernels import philox, prefixed_embedding, prefixed_rows, word_dropout
-
-Gather = Callable[[Tensor], Tensor]
+from cdpvae_kernels import Stream, prefixed_embedding, prefixed_rows, word_dropout
 
 
-@dataclass
-class VAEOutput:
-    """What one forward pass gives; `None` where it was not asked for or does not exist.
+@dataclass(frozen=True)
+class Decoded:
+    """The decoder's packed output.
 
-    logits: (B, L, V) padded, only on request; position i predicts response token i+1.
-    loss, kl_loss, recon_loss: scalars, when a loss function was given. z, mu, logvar: (B, Z) fp32.
-    bow_logits: (B, V), only on request. mu_augmented: (B, Z). terms: all loss terms.
+    hidden (T + B*P, D): in the prefixed packing. positions (T,) int64: where each position of the
+    response is in `hidden`.
     """
 
-    logits: Tensor | None = None
-    loss: Tensor | None = None
-    z: Tensor | None = None
-    mu: Tensor | None = None
-    logvar: Tensor | None = None
-    kl_loss: Tensor | None = None
-    recon_loss: Tensor | None = None
-    bow_logits: Tensor | None = None
-    mu_augmented: Tensor | None = None
-    terms: LossTerms | None = None
-
-
-@dataclass
-class Decoded:
-    """The decoder's packed output. hidden: (T + B*P, D). rows: (N,) its predicting positions."""
-
     hidden: Tensor
-    rows: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What one forward pass gives.
+
+    code: q(z|x) of the B instructions. view: that of the augmented ones, where the batch has them.
+    z (B, *latent.shape): what the decoder was given. decoded: its hidden states.
+    """
+
+    code: Code
+    view: Code | None
+    z: Tensor
+    decoded: Decoded
 
 
 class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", license="apache-2.0"):
@@ -77,12 +68,19 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     Raises ValueError when settings, backbone and tokens do not fit each other.
     """
 
+    layer_mix: LayerMix | None
+    pooling: AttentionPooling | None
+    latent: Latent
+    projector: SoftPromptProjector | None
+    deep_prefix: DeepPrefixProjector | None
+    bow_head: nn.Linear | None
+
     def __init__(
         self,
         config: ModelConfig | None = None,
         backbone: Backbone | None = None,
         tokens: SpecialTokens | None = None,
-    ):
+    ) -> None:
         super().__init__()
         self.config = config = config or ModelConfig()
         self.backbone = backbone or Backbone.load(config)
@@ -92,90 +90,98 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         no_content = torch.tensor(self.tokens.no_content)
         self.register_buffer("no_content_ids", no_content, persistent=False)
         self.impl = config.kernel_impl
-        self.layer_mix = self.pooling = self.encoder = self.projector = None
-        self.deep_prefix = self.bow_head = None
-        if config.latent.kind == "none":
-            return
-        hidden = llama.hidden_size
-        if config.encoder_layer == "mix":
-            self.layer_mix = LayerMix(self.backbone.num_states)
-        self.pooling = AttentionPooling(hidden, config.pooling_heads, config.pooling_dropout)
-        self.encoder = VariationalEncoder.of(config, hidden)
-        self.projector = SoftPromptProjector(
-            config.latent.latent_dim,
-            config.vae_hidden_dim,
-            hidden,
-            config.num_soft_tokens,
-            config.projector_dropout,
-        )
-        if config.deep_prefix:
-            self.deep_prefix = DeepPrefixProjector(
-                config.latent.latent_dim,
-                llama.num_hidden_layers,
-                llama.num_key_value_heads,
-                llama.head_dim,
+        # Modules are made in this order: it is that of the random numbers they start from and of
+        # the parameters in a checkpoint.
+        self.layer_mix = self.pooling = self.projector = self.deep_prefix = self.bow_head = None
+        family, hidden = family_of(config), llama.hidden_size
+        if family.reads_text:
+            if config.encoder_layer == "mix":
+                self.layer_mix = LayerMix(self.backbone.num_states)
+            self.pooling = AttentionPooling(hidden, config.pooling_heads, config.pooling_dropout)
+        self.latent = family.of(config, hidden)
+        if family.reads_text:
+            width = self.latent.flat_dim
+            self.projector = SoftPromptProjector(
+                width,
+                config.vae_hidden_dim,
+                hidden,
                 config.num_soft_tokens,
-                config.prefix_hidden_dim,
-                config.prefix_bottleneck_dim,
-                config.prefix_scale_init,
+                config.projector_dropout,
             )
-        self.bow_head = nn.Linear(config.latent.latent_dim, llama.vocab_size)
+            if config.deep_prefix:
+                self.deep_prefix = DeepPrefixProjector(
+                    width,
+                    llama.num_hidden_layers,
+                    llama.num_key_value_heads,
+                    llama.head_dim,
+                    config.num_soft_tokens,
+                    config.prefix_hidden_dim,
+                    config.prefix_bottleneck_dim,
+                    config.prefix_scale_init,
+                )
+            self.bow_head = nn.Linear(width, llama.vocab_size)
 
     @property
     def num_prompts(self) -> int:
+        """P, soft prompts before each response; 0 without a latent."""
         return 0 if self.projector is None else self.config.num_soft_tokens
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.backbone.embedding_weight.device
 
     def head_modules(self) -> dict[str, nn.Module]:
-        """The trainable modules beside LoRA, by attribute name."""
-        names = ("layer_mix", "pooling", "encoder", "projector", "deep_prefix", "bow_head")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        """Return the trainable modules beside LoRA, by attribute name."""
+        names = ("layer_mix", "pooling", "latent", "projector", "deep_prefix", "bow_head")
+        modules = {name: getattr(self, name) for name in names}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def set_gradient_checkpointing(self, on: bool) -> None:
         """Recompute the decoder's layers in backward instead of keeping their activations."""
         self.backbone.gradient_checkpointing = on
 
-    # From text to the posterior
+    # From text to the code
 
-    def posterior(self, text: PackedText) -> Posterior:
-        """q(z|x) of packed texts; gradients reach the heads, never the backbone."""
+    def infer(self, text: PackedText) -> Code:
+        """Return q(z|x) of packed texts; gradients reach the heads, never the backbone."""
+        if self.pooling is None:
+            return self.latent.infer(self.backbone.embedding_weight.new_zeros(text.num_rows, 0))
         packing = Packing.of(text.cu_seqlens, text.ids.numel(), text.max_len)
         states = self.backbone.encode(text, packing)
         hidden_TD = self.layer_mix(states) if self.layer_mix is not None else states[0]
-        return self.encoder(self.pooling(self._to_head_dtype(hidden_TD), packing))
+        return self.latent.infer(self.pooling(hidden_TD.to(self.pooling.query.dtype), packing))
 
-    def encode(
-        self, instruction_ids: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Padded (B, L) ids and mask -> z, mu, logvar, each (B, Z) fp32.
+    def encode(self, instruction_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Encode padded (B, L) ids and mask -> z (B, *latent.shape), then the code's tensors.
 
-        z is a sample of q(z|x) in training mode and mu in eval mode.
-        Raises ValueError for mismatched shapes, empty rows, or a model without latent.
+        For the Gaussian these are z, mu and logvar, each (B, Z) fp32. z is a sample of q(z|x) in
+        training mode and its mean in eval mode.
+        Raises ValueError for mismatched shapes, empty rows, or a model without a latent.
         """
-        if self.config.latent.kind == "none":
-            raise ValueError("a model with latent.kind=none has no encoder")
-        posterior = self.posterior(PackedText.from_padded(instruction_ids, attention_mask))
-        noise = torch.randn_like(posterior.mu) if self.training else torch.zeros(())
-        z = reparameterize(posterior, noise.to(posterior.mu.device))
-        return z, posterior.mu, posterior.logvar
+        if self.pooling is None:
+            raise ValueError("a model without a latent (latent.kind='none') has no encoder")
+        code = self.infer(PackedText.from_padded(instruction_ids, attention_mask))
+        noise = GeneratorNoise(device=self.device)
+        z = self.latent.sample(code, noise) if self.training else self.latent.mean(code)
+        return (z, *code.tensors().values())
 
     # From z to text
 
     def decode(self, z: Tensor | None, input_ids: Tensor, response: PackedText) -> Decoded:
-        """The decoder pass over soft prompts and `input_ids`, the (word-dropped) response.
+        """Run the decoder over soft prompts and `input_ids`, the (word-dropped) response.
 
-        input_ids: (T,), laid out like `response.ids`. z: (B, Z), or None without latent.
-        `Decoded.rows` maps every position of the response that predicts the next token.
+        z (B, *latent.shape): None or (B, 0) without a latent. input_ids (T,): laid out like
+        `response.ids`.
         """
+        # Lay the prompts of each row before its tokens.
         embedding = self.backbone.embedding_weight
         prompts, num_prompts = self._prompts(z, response.num_rows), self.num_prompts
         embeds, cu_seqlens = prefixed_embedding(
             embedding, input_ids, response.cu_seqlens, prompts, impl=self.impl
         )
-        prefixes = self.deep_prefix(z) if self.deep_prefix is not None else None
+        # Keys and values of the deep prefix come before these.
+        prefixes = self.deep_prefix(flat_z(z)) if self.deep_prefix is not None else None
         prefix_len = self.config.num_soft_tokens if prefixes is not None else 0
         packing = Packing.of(
             cu_seqlens, embeds.shape[0], response.max_len + num_prompts, prefix_len
@@ -185,140 +191,69 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         return Decoded(hidden, prefixed_rows(every, response.cu_seqlens, num_prompts))
 
     def _prompts(self, z: Tensor | None, num_rows: int) -> Tensor:
-        """(B, P, D) in the embedding's dtype; P is 0 without latent."""
+        """Return the soft prompts (B, P, D) in the embedding's dtype; P is 0 without a latent."""
         embedding = self.backbone.embedding_weight
         if self.projector is None:
             return embedding.new_zeros((num_rows, 0, embedding.shape[1]))
-        return self.projector(z).to(embedding.dtype)
+        return self.projector(flat_z(z)).to(embedding.dtype)
+
+    def soft_prompts(self, z: Tensor) -> Tensor:
+        """Return the soft prompts of z (B, *latent.shape) -> (B, P, D)."""
+        return self._prompts(z, z.shape[0])
 
     def fill_prefix_cache(self, z: Tensor | None, cache: Cache) -> int:
         """Put the deep prefix of z into an empty cache -> the position of the next token."""
         if self.deep_prefix is None:
             return 0
-        for layer, (key, value) in enumerate(self.deep_prefix(z)):
+        for layer, (key, value) in enumerate(self.deep_prefix(flat_z(z))):
             dtype = self.backbone.embedding_weight.dtype
             cache.update(key.to(dtype), value.to(dtype), layer)
         return self.config.num_soft_tokens
 
-    def _to_head_dtype(self, hidden: Tensor) -> Tensor:
-        return hidden.to(self.pooling.query.dtype)
-
-    # Both, with the loss
+    # Both
 
     def forward(
-        self,
-        batch: VAEBatch,
-        plan: StepPlan | None = None,
-        *,
-        loss_fn: SoftPromptVAELoss | None = None,
-        gather: Gather | None = None,
-        seed: int = 0,
-        return_logits: bool = False,
-    ) -> VAEOutput:
-        """One micro-batch through encoder and decoder.
+        self, batch: VAEBatch, schedule: StepSchedule | None = None, *, seed: int = 0
+    ) -> ModelOutput:
+        """Run one micro-batch through encoder and decoder.
 
-        In training mode z ~ q(z|x) and the plan's word dropout applies, both keyed by
-        (seed, sample index, epoch); in eval mode z = mu and nothing is dropped.
-        `gather` brings together the rows of all ranks for the terms that need them.
+        In training mode z ~ q(z|x) and the schedule's word dropout applies, both keyed by
+        (seed, sample index, epoch); in eval mode z is the code's mean and nothing is dropped.
         """
-        posterior = view = z = None
-        if self.config.latent.kind != "none":
-            posterior, view = self._posteriors(batch)
-            z = self._sample(posterior, batch, plan, seed)
-        input_ids = self._drop_words(batch, plan, seed)
-        decoded = self.decode(z, input_ids, batch.response)
-        terms = None
-        if loss_fn is not None:
-            terms = self._loss(loss_fn, batch, decoded, posterior, z, view, plan, gather)
-        return VAEOutput(
-            logits=self._padded_logits(decoded, batch.response) if return_logits else None,
-            loss=None if terms is None else terms.total,
-            z=z,
-            mu=None if posterior is None else posterior.mu,
-            logvar=None if posterior is None else posterior.logvar,
-            kl_loss=None if terms is None else terms.kl,
-            recon_loss=None if terms is None else terms.recon,
-            bow_logits=self.bow_logits(z) if return_logits and z is not None else None,
-            mu_augmented=None if view is None else view.mu,
-            terms=terms,
-        )
+        code, view = self._codes(batch)
+        epoch = schedule.epoch if schedule else 0
+        noise = self.training_noise(batch.sample_index, seed=seed, epoch=epoch)
+        z = self.latent.sample(code, noise) if self.training else self.latent.mean(code)
+        input_ids = self._drop_words(batch, schedule, seed)
+        return ModelOutput(code, view, z, self.decode(z, input_ids, batch.response))
 
-    def _posteriors(self, batch: VAEBatch) -> tuple[Posterior, Posterior | None]:
-        """Anchor and augmented view go through the encoder in one packed pass."""
+    def _codes(self, batch: VAEBatch) -> tuple[Code, Code | None]:
+        """Return the codes of anchor and augmented view, encoded in one packed pass."""
         if batch.augmented is None:
-            return self.posterior(batch.instruction), None
-        both = self.posterior(PackedText.concat(batch.instruction, batch.augmented))
+            return self.infer(batch.instruction), None
+        both = self.infer(PackedText.concat(batch.instruction, batch.augmented))
         anchor_rows = batch.instruction.num_rows
-        return (
-            Posterior(both.mu[:anchor_rows], both.logvar[:anchor_rows]),
-            Posterior(both.mu[anchor_rows:], both.logvar[anchor_rows:]),
-        )
+        return both.rows(0, anchor_rows), both.rows(anchor_rows)
 
-    def _sample(
-        self, posterior: Posterior, batch: VAEBatch, plan: StepPlan | None, seed: int
-    ) -> Tensor:
-        if not self.training:
-            return posterior.mu
-        return self.sample_posterior(
-            posterior, batch.sample_index, seed=seed, epoch=plan.epoch if plan else 0
-        )
+    def training_noise(self, sample_index: Tensor, *, seed: int, epoch: int) -> Noise:
+        """Return the noise of q(z|x): it depends on (seed, sample index, epoch) alone."""
+        return KeyedNoise(seed, Stream.NOISE, sample_index, epoch, self.impl)
 
-    def sample_posterior(
-        self, posterior: Posterior, sample_index: Tensor, *, seed: int, epoch: int
-    ) -> Tensor:
-        """z ~ q(z|x) with noise that depends on (seed, sample index, epoch) alone -> (B, Z)."""
-        position = torch.arange(posterior.mu.shape[1], device=posterior.mu.device)
-        noise = philox.normal(
-            seed,
-            philox.Stream.NOISE,
-            sample_index[:, None],
-            epoch,
-            position[None, :],
-            impl=self.impl,
-        )
-        return reparameterize(posterior, noise)
-
-    def _drop_words(self, batch: VAEBatch, plan: StepPlan | None, seed: int) -> Tensor:
+    def _drop_words(self, batch: VAEBatch, schedule: StepSchedule | None, seed: int) -> Tensor:
+        """Return the decoder's input ids (T,): the response, with words dropped in training."""
         response = batch.response
-        if not self.training or plan is None or plan.word_dropout == 0:
+        if not self.training or schedule is None or schedule.word_dropout == 0:
             return response.ids
         return word_dropout(
             response.ids,
             response.cu_seqlens,
             batch.sample_index,
-            rate=plan.word_dropout,
+            rate=schedule.word_dropout,
             fill_id=self.tokens.pad,
             seed=seed,
-            epoch=plan.epoch,
+            epoch=schedule.epoch,
             impl=self.impl,
         )
-
-    def _loss(self, loss_fn, batch, decoded, posterior, z, view, plan, gather) -> LossTerms:
-        bow = self.bow_head
-        return loss_fn(
-            hidden=decoded.hidden,
-            head_weight=self.backbone.head_weight,
-            target_rows=decoded.rows[batch.target_rows],
-            targets=batch.targets,
-            posterior=posterior,
-            z=z,
-            bow_weight=None if bow is None else bow.weight,
-            bow_bias=None if bow is None else bow.bias,
-            response=batch.response,
-            special_ids=self.no_content_ids,
-            view=view,
-            plan=plan,
-            gather=gather,
-        )
-
-    def bow_logits(self, z: Tensor) -> Tensor:
-        """(B, Z) -> (B, V): which tokens the response holds."""
-        return self.bow_head(z.to(self.bow_head.weight.dtype))
-
-    def _padded_logits(self, decoded: Decoded, response: PackedText) -> Tensor:
-        hidden = decoded.hidden[decoded.rows]
-        packing = Packing.of(response.cu_seqlens, hidden.shape[0], response.max_len)
-        return F.linear(packing.pad(hidden), self.backbone.head_weight)
 
     # Latent space operations
 
@@ -333,17 +268,22 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         num_rows: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Write a text for every latent (B, Z) -> ids (B, <= max_length), EOS included, then pad.
+        """Write a text for every latent -> ids (B, <= max_length), EOS included, then pad.
 
-        temperature 0 is greedy. A model without latent takes z=None and `num_rows`.
+        z (B, *latent.shape): one latent a text; None for a model without a latent.
+        max_length: tokens per text.
+        temperature: 0 is greedy.
+        top_p: nucleus of the sampling, in (0, 1].
+        num_rows: texts of a model without a latent.
+        generator: of the sampling.
+
         Raises ValueError for a z of the wrong shape or sampling settings out of range.
         """
-        self._check_z(z)
+        z = self._checked_z(z, num_rows or 1)
         with self.evaluating():
             return generation.generate_ids(
                 self,
-                None if z is None else z.to(self.device).float(),
-                num_rows=(num_rows or 1) if z is None else z.shape[0],
+                z.to(self.device).float(),
                 max_length=max_length,
                 temperature=temperature,
                 top_p=top_p,
@@ -353,34 +293,34 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def interpolate(
         self, z1: Tensor, z2: Tensor, num_steps: int = 10, mode: str = "linear"
     ) -> Tensor:
-        """Latents on the way from z1 to z2, ends included; `generation.interpolate`."""
-        return generation.interpolate(z1, z2, num_steps, mode)
+        """Return latents on the way from z1 to z2, ends included, as the family goes it."""
+        return self.latent.interpolate(z1, z2, num_steps, mode)
 
     def sample(
-        self, num_rows: int, *, generator: torch.Generator | None = None, **kwargs
+        self, num_rows: int, *, generator: torch.Generator | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """z ~ N(0, I) and a text for each -> z (num_rows, Z), ids as in `generate`."""
-        latent = self.config.latent
-        if latent.kind == "none":
-            raise ValueError("a model with latent.kind=none has no z to sample")
-        z = torch.randn(num_rows, latent.latent_dim, generator=generator).to(self.device)
+        """Draw z from the prior and write a text for each -> z (num_rows, *shape), ids.
+
+        The further arguments are those of `generate`.
+        """
+        z = self.latent.prior.sample(num_rows, GeneratorNoise(generator)).to(self.device)
         return z, self.generate(z, generator=generator, **kwargs)
 
-    def _check_z(self, z: Tensor | None) -> None:
-        latent = self.config.latent
-        if (z is None) != (latent.kind == "none"):
+    def _checked_z(self, z: Tensor | None, num_rows: int) -> Tensor:
+        """Return z (B, *latent.shape), (num_rows, 0) for None. Raises ValueError."""
+        if z is None:
+            z = torch.zeros(num_rows, 0)
+        if tuple(z.shape[1:]) != self.latent.shape or not len(z):
+            wanted = ", ".join(["rows", *map(str, self.latent.shape)])
             raise ValueError(
-                f"latent.kind={latent.kind} and z={'None' if z is None else 'a tensor'}: "
-                "only a model without latent takes z=None"
+                f"z has shape {tuple(z.shape)}, expected ({wanted}); only a model without a "
+                "latent takes z=None"
             )
-        if z is None or latent.kind == "none":
-            return
-        if z.dim() != 2 or z.shape[1] != latent.latent_dim:
-            raise ValueError(f"z has shape {tuple(z.shape)}, expected (rows, {latent.latent_dim})")
+        return z
 
     @contextmanager
-    def evaluating(self):
-        """Eval mode inside, the mode of before afterwards."""
+    def evaluating(self) -> Iterator[None]:
+        """Switch to eval mode inside, and back to the mode of before."""
         mode = self.training
         self.eval()
         try:
@@ -391,10 +331,13 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     # Storage: safetensors and JSON only
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the files of `storage.py`; `save_pretrained` calls it."""
         storage.save(self, Path(save_directory))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **kwargs) -> LlamaSoftPromptVAE:
+    def from_pretrained(  # type: ignore[override]  # the mixin names its first argument otherwise
+        cls, path: str | Path, **kwargs: Any
+    ) -> LlamaSoftPromptVAE:
         """Load what `save_pretrained` wrote: a directory or a hub id. In eval mode.
 
         backbone: another place of the same base weights, or a loaded `Backbone`.
@@ -406,6 +349,21 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         return super().from_pretrained(path, **kwargs)
 
     @classmethod
-    def _from_pretrained(cls, *, model_id: str, backbone=None, dtype=torch.float32, **hub):
+    def _from_pretrained(  # type: ignore[override]  # of the mixin's arguments those that matter
+        cls,
+        *,
+        model_id: str,
+        backbone: str | Backbone | None = None,
+        dtype: torch.dtype = torch.float32,
+        **hub: Any,
+    ) -> LlamaSoftPromptVAE:
+        """Find the files, locally or on the hub, and build the model from them."""
         directory = storage.locate(model_id, hub)
         return storage.load(cls, directory, backbone=backbone, dtype=dtype)
+
+
+def flat_z(z: Tensor | None) -> Tensor:
+    """Return z (B, *latent.shape) as one vector a row, (B, F). Raises ValueError for None."""
+    if z is None:
+        raise ValueError("z=None: only a model without a latent takes no z")
+    return z.flatten(1)

@@ -83,6 +83,11 @@ class StreamLoader(Loader[StreamCursor]):
             cursor = StreamCursor(cursor.epoch + 1, 0, first, 0)
             yield self._step_batch(*held[:2]), cursor
 
+    @property
+    def steps_per_epoch(self) -> None:
+        """Say that nobody knows: a stream is as long as its sources turn out to be."""
+        return None
+
     def describe(self) -> str:
         names = ", ".join(source.name for source in self.stream.sources)
         duplicates = (

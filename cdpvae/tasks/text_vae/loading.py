@@ -19,6 +19,7 @@ from cdpvae.data import (
     VAECollator,
     evaluation_batches,
 )
+from cdpvae.latents import family_of
 from cdpvae.models.text_vae import check_vocabulary
 from cdpvae.models.text_vae.backbone import check_fits, load_llama_config
 from cdpvae.training.distributed import World
@@ -63,7 +64,7 @@ def build_loader(
         sampler = TokenBudgetSampler(
             *lengths,
             tokens_per_micro_batch=training.tokens_per_micro_batch,
-            prompt_tokens=0 if model.latent.kind == "none" else model.num_soft_tokens,
+            prompt_tokens=model.num_soft_tokens if family_of(model).reads_text else 0,
             **common,
         )
     else:
@@ -102,12 +103,19 @@ def _stream_loader(settings: Settings, world: World, tokenizer: LlamaTokenizerWr
 
 
 def planned_steps(settings: Settings, loader: Loader) -> int:
-    """Optimizer steps of the whole schedule.
+    """Count the optimizer steps of the whole schedule.
 
     Under `batching: tokens` epochs may differ by a step or so; the first one counts.
+    Raises ValueError without max_steps where the loader does not know the length of an epoch.
     """
     training = settings.training
-    return training.max_steps or training.num_epochs * loader.steps_per_epoch
+    if training.max_steps is not None:
+        return training.max_steps
+    if loader.steps_per_epoch is None:
+        raise ValueError(
+            "max_steps is not set, and the length of an epoch is not known; set max_steps"
+        )
+    return training.num_epochs * loader.steps_per_epoch
 
 
 def evaluation_rows(

@@ -1,26 +1,55 @@
-"""The module that DeepSpeed wraps: encoder pass, decoder pass and loss in one forward."""
+"""The module that DeepSpeed wraps: encoder pass, decoder pass and losses in one forward."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from cdpvae.batch import StepPlan, VAEBatch
-from cdpvae.loss import SoftPromptVAELoss
-from cdpvae.models.text_vae import LlamaSoftPromptVAE, VAEOutput
+from cdpvae.batch import StepOutput, StepSchedule, VAEBatch
+from cdpvae.loss import LossInputs, Objective
+from cdpvae.models.text_vae import LlamaSoftPromptVAE, ModelOutput
 from cdpvae.training.distributed import gather_rows
+
+# Name of the vector that stands for each row, with its graph, among what a forward observes.
+ANCHOR = "anchor"
 
 
 class TrainingModule(nn.Module):
-    """What the engine wraps: one micro-batch in, `VAEOutput` with its loss terms out."""
+    """One micro-batch in, its loss terms out.
+
+    seed: of the run; keys every random stream. world_size: with more than one rank, means over
+    rows gather those of all ranks.
+    """
 
     def __init__(
-        self, model: LlamaSoftPromptVAE, loss_fn: SoftPromptVAELoss, seed: int, world_size: int
-    ):
+        self, model: LlamaSoftPromptVAE, objective: Objective, seed: int, world_size: int
+    ) -> None:
         super().__init__()
         self.model = model
-        self.loss_fn = loss_fn
+        self.objective = objective
         self.seed = seed
         self.gather = gather_rows if world_size > 1 else None
 
-    def forward(self, batch: VAEBatch, plan: StepPlan) -> VAEOutput:
-        return self.model(batch, plan, loss_fn=self.loss_fn, gather=self.gather, seed=self.seed)
+    def forward(self, batch: VAEBatch, schedule: StepSchedule) -> StepOutput:
+        """Return the terms of a micro-batch; observed are the code's tensors and `anchor`."""
+        output = self.model(batch, schedule, seed=self.seed)
+        inputs = loss_inputs(self.model, batch, output)
+        terms = self.objective(inputs, schedule, self.gather)
+        return StepOutput(terms, {**output.code.detach().tensors(), ANCHOR: inputs.anchor})
+
+
+def loss_inputs(model: LlamaSoftPromptVAE, batch: VAEBatch, output: ModelOutput) -> LossInputs:
+    """Bring together what the losses read of a forward pass."""
+    latent = model.latent
+    return LossInputs(
+        hidden=output.decoded.hidden,
+        head_weight=model.backbone.head_weight,
+        positions=output.decoded.positions[batch.target_positions],
+        targets=batch.targets,
+        response=batch.response,
+        special_ids=model.no_content_ids,
+        z=output.z.flatten(1),
+        anchor=latent.flat(output.code),
+        penalties=latent.penalties(output.code),
+        view=None if output.view is None else latent.flat(output.view),
+        bow_head=model.bow_head,
+    )

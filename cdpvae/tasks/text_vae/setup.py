@@ -6,51 +6,40 @@ tokenizer, the data's fingerprint, the number of steps. Only then are weights lo
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from cdpvae.batch import StepSchedule, VAEBatch
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMonitor
-from cdpvae.config import GaussianConfig, Settings
-from cdpvae.data import LlamaTokenizerWrapper
-from cdpvae.data.augmentation import TextAugmenter
-from cdpvae.loss import SoftPromptVAELoss
+from cdpvae.config import Settings
+from cdpvae.data import LlamaTokenizerWrapper, StepBatch, PackedAugmenter
+from cdpvae.loss import build_objective
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
-from cdpvae.tasks.text_vae.loading import build_loader, evaluation_rows, open_data, planned_steps
+from cdpvae.models.text_vae.storage import current_name
+from cdpvae.tasks.text_vae.collapse_control import CollapseControl
+from cdpvae.tasks.text_vae.loading import (
+    Splits,
+    build_loader,
+    evaluation_rows,
+    open_data,
+    planned_steps,
+)
 from cdpvae.tasks.text_vae.module import TrainingModule
-from cdpvae.tasks.text_vae.schedule import Planner
-from cdpvae.tasks.text_vae.step_log import Reporter
-from cdpvae.training.checkpoint import CheckpointManager, seed_everything
+from cdpvae.tasks.text_vae.schedule import Schedule
+from cdpvae.tasks.text_vae.step_log import StepLog, gradient_norms_at_anchor
+from cdpvae.tasks.text_vae.validation import Validation
+from cdpvae.training.checkpoint import CheckpointManager
 from cdpvae.training.distributed import World
 from cdpvae.training.engine import build_engine, resolve_ds_config
-from cdpvae.training.loop import Trainer
+from cdpvae.training.loop import Run, Trainer
+from cdpvae.training.random_state import seed_everything
+from cdpvae.training.task import Observed, Task
 from cdpvae.training.telemetry import Telemetry
 from cdpvae_kernels import describe
-
-
-def build_loss(settings: Settings, world_size: int) -> SoftPromptVAELoss:
-    """The loss of a run; its weights are those of the plan, step by step."""
-    loss, training = settings.loss, settings.training
-    return SoftPromptVAELoss(
-        latent_dim=_latent_dim(settings),
-        free_bits=loss.free_bits,
-        loss_scale=loss.objective,
-        bow_reduction=loss.bow_reduction,
-        bow_loss_weight=loss.bow_weight,
-        contrastive_weight=loss.contrastive_weight,
-        temperature=loss.temperature,
-        normalize=loss.normalize_latents,
-        queue_size=loss.queue_size,
-        micro_batches_per_step=training.gradient_accumulation_steps * world_size,
-        impl=settings.model.kernel_impl,
-    )
-
-
-def _latent_dim(settings: Settings) -> int:
-    """Z; without latent the default, since loss and monitor ask for a size that nothing uses."""
-    latent = settings.model.latent
-    return (GaussianConfig() if latent.kind == "none" else latent).latent_dim
 
 
 def build_trainer(settings: Settings, world: World) -> Trainer:
@@ -58,71 +47,97 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     training = settings.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
+    # Refuse what cannot run before anything is loaded.
     resolve_ds_config(training, world)
     _check_kernels(settings, world)
     checkpoints = CheckpointManager(settings, world)
-    resume_from = checkpoints.find(training.resume) if training.resume else None
-    if resume_from is not None:
-        checkpoints.check(resume_from)
-    elif existing := checkpoints.existing():
-        raise ValueError(
-            f"output_dir={training.output_dir!r} already holds {existing[-1].name}; continue it "
-            "with --resume latest, or choose another directory"
-        )
+    resume_from = _resume_from(checkpoints, settings)
     tokenizer, splits = open_data(settings)
     loader = build_loader(settings, world, tokenizer, splits)
     total_steps = planned_steps(settings, loader)
-    interventions = AdaptiveInterventionScheduler(
-        initial_bow_weight=settings.loss.bow_weight,
-        initial_contrastive_weight=settings.loss.contrastive_weight,
-        initial_word_dropout=settings.loss.word_dropout,
-        config=settings.collapse,
-    )
-    planner = Planner(settings, total_steps, interventions)
+    interventions = AdaptiveInterventionScheduler.of(settings)
+    schedule = Schedule(settings, total_steps, interventions)
+    # Load the weights; every rank starts from the same ones, but has its own dropout from here on.
     model = load_model(settings, tokenizer)
-    # Every rank starts from the same LoRA and heads; from here on each has its own dropout.
     seed_everything(training.seed + world.rank)
-    loss_fn = build_loss(settings, world.world_size)
-    module = TrainingModule(model, loss_fn, training.seed, world.world_size)
+    objective = build_objective(settings, model.latent.flat_dim, world.world_size)
+    module = TrainingModule(model, objective, training.seed, world.world_size)
     engine = build_engine(module, training, total_steps, world)
-    evaluates = bool(training.eval_rows) and "validation" in splits
-    evaluation, samples = (
-        evaluation_rows(settings, world, splits["validation"]) if evaluates else ([], None)
-    )
+    # Bring together what happens around a step.
     telemetry = Telemetry(training.output_dir, world, _resumed_step(resume_from))
-    trainer = Trainer(
-        settings=settings,
-        world=world,
-        engine=engine,
-        loader=loader,
-        planner=planner,
-        monitor=CollapseMonitor(_latent_dim(settings), settings.collapse),
-        interventions=interventions,
-        augmenter=_augmenter(settings, tokenizer),
-        checkpoints=checkpoints,
-        telemetry=telemetry,
-        reporter=Reporter(
-            settings,
-            world,
-            model,
-            tokenizer,
-            telemetry,
-            evaluation,
-            samples,
-            evaluates,
-            total_steps,
-        ),
-        tokenizer=tokenizer,
-        total_steps=total_steps,
+    task = build_task(
+        settings, world, module, tokenizer, splits, schedule, interventions, telemetry, total_steps
     )
+    run = Run(training, world, telemetry, total_steps)
+    trainer = Trainer(run, task, engine, loader, checkpoints)
     if resume_from is not None:
         trainer.resume(resume_from)
-    _say_what_starts(trainer, resume_from)
+    _write_settings(settings, world)
+    _say_what_starts(settings, trainer, model, resume_from)
     return trainer
 
 
+def build_task(
+    settings: Settings,
+    world: World,
+    module: TrainingModule,
+    tokenizer: LlamaTokenizerWrapper,
+    splits: Splits,
+    schedule: Schedule,
+    interventions: AdaptiveInterventionScheduler,
+    telemetry: Telemetry,
+    total_steps: int,
+) -> Task:
+    """Make the text VAE what the training loop knows of it.
+
+    settings: of the run.
+    world: this rank among its peers.
+    module: model and objective.
+    tokenizer, splits: for evaluation.
+    schedule: of every step.
+    interventions: holds the weights that collapse control moves.
+    telemetry: takes lines and scalars.
+    total_steps: of the planned schedule.
+    """
+    model = module.model
+    monitor = CollapseMonitor(model.latent, settings.collapse)
+    control = CollapseControl(settings.collapse, monitor, interventions, telemetry)
+    step_log = StepLog(settings, world, model, telemetry, total_steps)
+
+    def observe(step: int, step_batch: StepBatch, observed: list[Observed]) -> None:
+        control.observe(step, observed)
+        step_log.measure(step_batch)
+
+    def save_pretrained(directory: Path) -> None:
+        model.save_pretrained(directory)
+        tokenizer.save_pretrained(directory / "tokenizer")
+
+    evaluate = None
+    if settings.training.eval_rows and "validation" in splits:
+        batches, samples = evaluation_rows(settings, world, splits["validation"])
+        validation = Validation(settings, world, model, tokenizer, telemetry, batches, samples)
+
+        def evaluate(step: int) -> None:
+            validation.evaluate(step)
+            step_log.meter.restart()
+
+    return Task(
+        module=module,
+        stateful={"monitor": monitor, "interventions": interventions, "loss": module.objective},
+        optional_columns=module.objective.optional_columns,
+        current_name=lambda stored: "model." + current_name(stored.removeprefix("model.")),
+        schedule=schedule,
+        prepare=_preparation(settings, tokenizer, world.device),
+        inspect=gradient_norms_at_anchor,
+        observe=observe,
+        log=step_log.log,
+        evaluate=evaluate,
+        save_pretrained=save_pretrained,
+    )
+
+
 def load_model(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> LlamaSoftPromptVAE:
-    """Backbone weights in the compute dtype, heads and LoRA fresh from the seed."""
+    """Load backbone weights in the compute dtype; heads and LoRA are fresh from the seed."""
     dtype = torch.bfloat16 if settings.training.precision == "bf16" else torch.float32
     seed_everything(settings.training.seed)
     backbone = Backbone.load(settings.model, dtype)
@@ -131,17 +146,43 @@ def load_model(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> LlamaSof
     return model
 
 
-def _augmenter(settings: Settings, tokenizer: LlamaTokenizerWrapper) -> TextAugmenter | None:
-    if not settings.augmentation.augmentation_probability:
-        return None
-    tokens = tokenizer.special_tokens()
-    return TextAugmenter(
-        settings.augmentation,
-        fill_id=tokens.unk,
-        pad_id=tokens.pad,
-        special_ids=tokens.special,
-        seed=settings.training.seed,
-    )
+def _preparation(
+    settings: Settings, tokenizer: LlamaTokenizerWrapper, device: torch.device
+) -> Callable[[VAEBatch, StepSchedule], VAEBatch]:
+    """Return the function that adds the augmented view where a step has one, and moves a batch."""
+    augmenter = None
+    if settings.augmentation.augmentation_probability:
+        tokens = tokenizer.special_tokens()
+        augmenter = PackedAugmenter(
+            settings.augmentation,
+            fill_id=tokens.unk,
+            pad_id=tokens.pad,
+            special_ids=tokens.special,
+            seed=settings.training.seed,
+        )
+
+    def prepare(batch: VAEBatch, schedule: StepSchedule) -> VAEBatch:
+        if schedule.with_view and augmenter is not None:
+            view = augmenter.view(batch.instruction, batch.sample_index, schedule.epoch)
+            batch = dataclasses.replace(batch, augmented=view)
+        return batch.to(device)
+
+    return prepare
+
+
+def _resume_from(checkpoints: CheckpointManager, settings: Settings) -> Path | None:
+    """Return the checkpoint to continue, or None. Raises ValueError for one that does not fit."""
+    training = settings.training
+    if training.resume:
+        path = checkpoints.find(training.resume)
+        checkpoints.check(path)
+        return path
+    if existing := checkpoints.existing():
+        raise ValueError(
+            f"output_dir={training.output_dir!r} already holds {existing[-1].name}; continue it "
+            "with --resume latest, or choose another directory"
+        )
+    return None
 
 
 def _resumed_step(path: Path | None) -> int:
@@ -156,23 +197,28 @@ def _check_kernels(settings: Settings, world: World) -> None:
         raise ValueError(f"model.kernels={settings.model.kernels!r}: {error}") from None
 
 
-def _say_what_starts(trainer: Trainer, resumed: Path | None) -> None:
-    settings, world = trainer.settings, trainer.world
-    model = trainer.engine.module.model
+def _write_settings(settings: Settings, world: World) -> None:
+    """Write the resolved settings into the run's directory."""
     if world.is_main:
         output = Path(settings.training.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         (output / "settings.json").write_text(settings.dump())
+
+
+def _say_what_starts(
+    settings: Settings, trainer: Trainer, model: LlamaSoftPromptVAE, resumed: Path | None
+) -> None:
+    """Print what runs where, what is trained, and how far."""
+    world, say, loader = trainer.of.world, trainer.of.telemetry.say, trainer.loader
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
-    say = trainer.telemetry.say
     say(
         f"cdpvae: {world.world_size} rank(s) on {world.device.type}, {settings.training.precision},"
         f" attention {model.backbone.attention}, kernels {describe(model.impl, world.device)}"
     )
     say(
         f"{trainable:,} trainable parameters ({lora:,} LoRA, scaling "
-        f"{settings.model.lora_scaling:g}), {trainer.loader.describe()}, {trainer.total_steps} "
+        f"{settings.model.lora_scaling:g}), {loader.describe()}, {trainer.of.total_steps} "
         "steps planned"
     )
     if settings.loss.bow_weight and settings.loss.bow_reduction == "bce":

@@ -14,9 +14,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cdpvae.batch import PackedText, StepPlan, VAEBatch
+from cdpvae import SoftPromptVAELoss, StepPlan
+from cdpvae.batch import PackedText, VAEBatch
+from cdpvae.compatibility import forward
 from cdpvae.config import ModelConfig
-from cdpvae.loss import SoftPromptVAELoss
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE
 
 DIMENSIONS = json.loads(Path(__file__).with_name("llama_3_1_8b.json").read_text())
@@ -44,7 +45,7 @@ def test_parameter_counts_by_name(model):
     assert count(p for n, p in named.items() if "lora_" in n) == 167_772_160
     assert count(model.projector.parameters()) == 545_667_072
     assert count(model.pooling.parameters()) == 67_137_536
-    assert count(model.encoder.parameters()) == 12_849_280
+    assert count(model.latent.encoder.parameters()) == 12_849_280
     assert count(model.bow_head.parameters()) == 8_336_640
     assert count(p for p in named.values() if p.requires_grad) == 801_762_688
     assert count(p for p in named.values() if not p.requires_grad) == 8_030_261_248
@@ -99,11 +100,11 @@ def test_forward_and_backward(settings):
             *(_fake_text(mode, text) for text in (batch.instruction, batch.response)),
             None,
             mode.from_tensor(batch.sample_index),
-            mode.from_tensor(batch.target_rows),
+            mode.from_tensor(batch.target_positions),
             mode.from_tensor(batch.targets),
         )
         with LargestLogits(DIMENSIONS["vocab_size"], DIMENSIONS["hidden_size"]) as logits:
-            output = model(fake, plan, loss_fn=loss_fn)
+            output = forward(model, fake, plan, loss_fn=loss_fn)
             output.loss.backward()
     assert 0 < logits.rows < targets / 4, "the decoder's logits were made whole"
     for name, parameter in model.named_parameters():

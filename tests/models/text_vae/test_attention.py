@@ -401,6 +401,8 @@ def test_on_a_gpu(wanted, heads, prefix_len):
         backend = choose_backend(wanted, torch.device("cuda", 0), dtype, HEAD_DIM)
     except ValueError as error:
         pytest.skip(str(error))
+
+    # The same inputs on the GPU in bf16, and on the CPU in fp64 and in bf16.
     inputs = Inputs(lengths, heads, prefix_len, dtype, "cuda")
     exact, plain = (Inputs(lengths, heads, prefix_len, d) for d in (torch.float64, dtype))
     with torch.no_grad():
@@ -409,6 +411,8 @@ def test_on_a_gpu(wanted, heads, prefix_len):
     cu_seqlens = packing_of(lengths).cu_seqlens.cuda()
     weights = torch.randn(sum(lengths), heads[0], HEAD_DIM, dtype=dtype)
     weights_on_gpu = weights.cuda()
+
+    # Run the backend; a wait for the device is an error.
     torch.cuda.set_sync_debug_mode("error")
     try:
         packing = Packing.of(cu_seqlens, sum(lengths), max(lengths), prefix_len)
@@ -416,6 +420,8 @@ def test_on_a_gpu(wanted, heads, prefix_len):
         ours = [out, *torch.autograd.grad((out * weights_on_gpu).sum(), inputs.leaves())]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+    # Compare the output and every gradient.
     results = []
     for reference in (exact, plain):
         out = written_out(reference)

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from cdpvae.batch import PackedText
 from cdpvae.config import NoLatentConfig
-from cdpvae.models.text_vae.generation import choose_token, interpolate
+from cdpvae.latents.gaussian import interpolate
+from cdpvae.models.text_vae.generation import choose_token
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_greedy_equals_teacher_forcing(make_model, settings):
     text = PackedText.from_lists(rows)
     with torch.no_grad():
         decoded = model.decode(None if z is None else z.double(), text.ids, text)
-        logits = F.linear(decoded.hidden[decoded.rows], model.backbone.head_weight)
+        logits = F.linear(decoded.hidden[decoded.positions], model.backbone.head_weight)
     chosen = logits.argmax(-1).view(3, -1)[:, :-1]
     for row in range(3):
         for step, token in enumerate(ids[row].tolist()):

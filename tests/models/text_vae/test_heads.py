@@ -9,12 +9,8 @@ import torch
 
 from cdpvae.batch import PackedText
 from cdpvae.config import ModelConfig
-from cdpvae.models.text_vae import (
-    AttentionPooling,
-    DeepPrefixProjector,
-    SoftPromptProjector,
-    VariationalEncoder,
-)
+from cdpvae.latents.gaussian import Gaussian, VariationalEncoder
+from cdpvae.models.text_vae import AttentionPooling, DeepPrefixProjector, SoftPromptProjector
 from cdpvae.models.text_vae.packing import Packing
 
 
@@ -61,7 +57,7 @@ def within(sample: torch.Tensor, std: float) -> bool:
 
 def test_initialisations_of_the_description():
     torch.manual_seed(0)
-    encoder = VariationalEncoder.of(ModelConfig(), 4096)
+    encoder = Gaussian.of(ModelConfig(), 4096).encoder
     assert within(encoder.logvar_head.weight, 0.01)
     assert (encoder.logvar_head.bias == -2.0).all()
     assert within(AttentionPooling(4096).query, 4096**-0.5)
@@ -99,30 +95,26 @@ def test_deep_prefix_shapes_and_scale():
 
 
 def test_z_is_mu_in_eval_and_keyed_by_sample_in_training(make_model, batch):
-    from cdpvae.batch import StepPlan
+    from cdpvae import StepPlan
 
     model = make_model()
-    assert torch.equal(model(batch).z, model(batch).mu)
+    assert torch.equal(model(batch).z, model(batch).code.mu)
     plan = StepPlan(0, 3, 1.0, 1.5, 0.1, 0.4, 20.0, False)
     model.train()
     first, second = model(batch, plan, seed=7), model(batch, plan, seed=7)
     assert torch.equal(first.z, second.z)
     assert not torch.equal(first.z, model(batch, plan, seed=8).z)
-    noise = (first.z - first.mu) / torch.exp(0.5 * first.logvar)
-    alone = model.sample_posterior(
-        type(first.terms or model.posterior(batch.instruction))(first.mu[2:3], first.logvar[2:3]),
-        batch.sample_index[2:3],
-        seed=7,
-        epoch=3,
-    )
+    noise = (first.z - first.code.mu) / torch.exp(0.5 * first.code.logvar)
+    keyed = model.training_noise(batch.sample_index[2:3], seed=7, epoch=3)
+    alone = model.latent.sample(first.code.rows(2, 3), keyed)
     torch.testing.assert_close(alone[0], first.z[2])
     assert noise.abs().max() < 6
     first.z.sum().backward()
-    assert model.encoder.mu_head.weight.grad.abs().sum() > 0
+    assert model.latent.encoder.mu_head.weight.grad.abs().sum() > 0
 
 
 def test_word_dropout_touches_only_the_decoder_input(make_model, batch):
-    from cdpvae.batch import StepPlan
+    from cdpvae import StepPlan
 
     model = make_model().train()
     plan = StepPlan(0, 0, 1.0, 1.5, 0.1, 0.9, 20.0, False)

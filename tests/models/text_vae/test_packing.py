@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from cdpvae.batch import PackedText, VAEBatch
+from cdpvae.compatibility import forward
 from cdpvae.models.text_vae.attention import packed_attention
 from cdpvae.models.text_vae.packing import Packing
 from support.attention import backends
@@ -68,7 +69,7 @@ def test_packed_decoder_equals_transformers_row_by_row(
         decoded = model.decode(z, batch.response.ids, batch.response)
         prompts = model.projector(z)
         prefixes = model.deep_prefix(z) if deep_prefix else None
-        ours = decoded.hidden[decoded.rows].split(batch.response.lengths.tolist())
+        ours = decoded.hidden[decoded.positions].split(batch.response.lengths.tolist())
         for row, ids in enumerate(batch.response.rows()):
             prefix = None
             if prefixes is not None:
@@ -89,7 +90,9 @@ def test_gradients_equal_the_cache_oracle(
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
     ours, theirs = z.clone().requires_grad_(), z.clone().requires_grad_()
     decoded = model.decode(ours, batch.response.ids, batch.response)
-    logits = F.linear(decoded.hidden[decoded.rows[batch.target_rows]], llama.lm_head.weight)
+    logits = F.linear(
+        decoded.hidden[decoded.positions[batch.target_positions]], llama.lm_head.weight
+    )
     F.cross_entropy(logits, batch.targets, reduction="sum").backward()
     prompts = model.projector(theirs)
     prefixes = model.deep_prefix(theirs) if deep_prefix else None
@@ -123,8 +126,8 @@ def test_perturbing_one_segment_leaves_the_others_unchanged(
         first, last = text.cu_seqlens[1:3].tolist()
         changed = PackedText(text.ids.clone(), text.cu_seqlens, text.max_len)
         changed.ids[first:last] = (changed.ids[first:last] + 7) % 60 + 4
-        mu, mu_changed = model.posterior(text).mu, model.posterior(changed).mu
-    same = before.hidden[before.rows] == after.hidden[after.rows]
+        mu, mu_changed = model.infer(text).mu, model.infer(changed).mu
+    same = before.hidden[before.positions] == after.hidden[after.positions]
     assert same[:start].all() and same[stop:].all()
     assert not same[start:stop].any(dim=1).all()
     untouched = [0, 2, 3]
@@ -157,14 +160,14 @@ def test_encoder_pass_equals_transformers_without_lora(
 def test_packed_posterior_and_logits_equal_separate(make_model, batch):
     model = make_model()
     with torch.no_grad():
-        together = model(batch, return_logits=True)
+        together = forward(model, batch, return_logits=True)
         for row in range(4):
             alone = VAEBatch.build(
                 PackedText.from_lists([batch.instruction.rows()[row].tolist()]),
                 PackedText.from_lists([batch.response.rows()[row].tolist()]),
                 torch.tensor([row]),
             )
-            out = model(alone, return_logits=True)
+            out = forward(model, alone, return_logits=True)
             length = out.logits.shape[1]
             torch.testing.assert_close(together.mu[row], out.mu[0], rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(
@@ -195,7 +198,7 @@ def test_generation_with_a_cache_equals_the_packed_pass(make_model, batch, deep_
     z = torch.randn(4, 6, generator=torch.Generator().manual_seed(3)).double()
     with torch.no_grad():
         decoded = model.decode(z, batch.response.ids, batch.response)
-        packed = decoded.hidden[decoded.rows].split(batch.response.lengths.tolist())
+        packed = decoded.hidden[decoded.positions].split(batch.response.lengths.tolist())
         prompts = model.projector(z)
         for row, ids in enumerate(batch.response.rows()):
             cache = DynamicCache(config=model.backbone.config)

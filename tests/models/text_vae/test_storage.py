@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
 from cdpvae.batch import SpecialTokens
+from cdpvae.compatibility import forward
 from cdpvae.config import ModelConfig, NoLatentConfig
 from cdpvae.models.text_vae import Backbone, LlamaSoftPromptVAE, check_vocabulary
 from support.runs import REPOSITORY
@@ -37,7 +38,7 @@ def test_round_trip_is_bitwise(saved, batch):
     model, _, directory = saved
     again = LlamaSoftPromptVAE.from_pretrained(directory)
     with torch.no_grad():
-        a, b = model(batch, return_logits=True), again(batch, return_logits=True)
+        a, b = forward(model, batch, return_logits=True), forward(again, batch, return_logits=True)
     assert torch.equal(a.logits, b.logits) and torch.equal(a.mu, b.mu)
     assert torch.equal(a.bow_logits, b.bow_logits)
     assert not again.training

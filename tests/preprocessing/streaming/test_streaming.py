@@ -80,6 +80,7 @@ def test_an_epoch_has_every_record_once_but_the_incomplete_step(make_loader):
     assert sorted(found) == sorted(every)  # 60 rows are 10 steps of 6
     assert found != every
     assert len(list(make_loader(world=1, batch=4).epoch())) == 7  # and 4 rows left out
+    assert loader.steps_per_epoch is None  # a stream does not know before its end
 
 
 def test_rows_are_shuffled_inside_blocks_and_sources_take_turns(make_loader):

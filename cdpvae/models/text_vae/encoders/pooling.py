@@ -1,6 +1,6 @@
-"""From hidden states to q(z|x): layer mix, attention pooling, variational encoder.
+"""From hidden states to one vector a text: layer mix and attention pooling.
 
-Legend: B rows, T packed tokens, L longest row, D hidden, H heads, F head dimension, Z latent.
+Legend: B rows, T packed tokens, L longest row, D hidden, H heads, F head dimension.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cdpvae.batch import Posterior
-from cdpvae.config import ModelConfig
 from cdpvae.models.text_vae.packing import Packing
 
 
@@ -74,58 +72,3 @@ class AttentionPooling(nn.Module):
         """-> (B, L, H) fp32 weights, zero at padding."""
         weights = packing.pad(scores_TH, fill=float("-inf")).softmax(1)
         return F.dropout(weights, self.dropout, self.training)
-
-
-class VariationalEncoder(nn.Module):
-    """Pooled representation -> mu and logvar of q(z|x).
-
-    Two GELU layers with dropout. The logvar head starts at weight N(0, 0.01) (standard deviation)
-    and bias -2: neither exploding nor, as with zeros, cut off from the gradient.
-    """
-
-    def __init__(
-        self,
-        input_dim: int,
-        latent_dim: int = 64,
-        hidden_dim: int = 2048,
-        dropout: float = 0.1,
-        logvar_init_bias: float = -2.0,
-        logvar_clamp: float = 10.0,
-    ):
-        super().__init__()
-        self.logvar_clamp = logvar_clamp
-        self.mlp = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-        )
-        self.mu_head = nn.Linear(hidden_dim, latent_dim)
-        self.logvar_head = nn.Linear(hidden_dim, latent_dim)
-        nn.init.normal_(self.logvar_head.weight, mean=0.0, std=0.01)
-        nn.init.constant_(self.logvar_head.bias, logvar_init_bias)
-
-    @classmethod
-    def of(cls, config: ModelConfig, input_dim: int) -> VariationalEncoder:
-        return cls(
-            input_dim,
-            config.latent.latent_dim,
-            config.vae_hidden_dim,
-            config.encoder_dropout,
-            config.latent.logvar_init_bias,
-            config.latent.logvar_clamp,
-        )
-
-    def forward(self, pooled_BD: Tensor) -> Posterior:
-        """(B, D) -> mu and logvar, each (B, Z), computed in fp32 whatever the MLP's dtype."""
-        hidden = self.mlp(pooled_BD).float()
-        mu = F.linear(hidden, self.mu_head.weight.float(), self.mu_head.bias.float())
-        logvar = F.linear(hidden, self.logvar_head.weight.float(), self.logvar_head.bias.float())
-        return Posterior(mu, logvar.clamp(-self.logvar_clamp, self.logvar_clamp))
-
-
-def reparameterize(posterior: Posterior, noise_BZ: Tensor) -> Tensor:
-    """z = mu + exp(logvar/2) * noise, fp32. Kingma & Welling 2014, section 2.4."""
-    return posterior.mu + torch.exp(0.5 * posterior.logvar) * noise_BZ

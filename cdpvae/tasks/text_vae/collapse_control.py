@@ -1,0 +1,68 @@
+"""Collapse control in the loop: show the monitor every step's codes, intervene when it is time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMetrics, CollapseMonitor
+from cdpvae.config import CollapseConfig
+from cdpvae.training.distributed import all_gather_rows
+from cdpvae.training.task import Observed
+from cdpvae.training.telemetry import Telemetry
+
+
+class CollapseControl:
+    """Watch the codes of all ranks; the same decisions on every rank.
+
+    config: when to check, and whether to intervene.
+    monitor: judges the latent's health.
+    interventions: holds the weights that a check may move.
+    telemetry: takes lines and scalars.
+    """
+
+    def __init__(
+        self,
+        config: CollapseConfig,
+        monitor: CollapseMonitor,
+        interventions: AdaptiveInterventionScheduler,
+        telemetry: Telemetry,
+    ) -> None:
+        self.config, self.monitor = config, monitor
+        self.interventions, self.telemetry = interventions, telemetry
+
+    def observe(self, step: int, observed: list[Observed]) -> None:
+        """Take in the codes of one optimizer step, a mapping a micro-batch; check when due."""
+        if not self.config.enable_collapse_monitoring:
+            return
+        # Gather the codes of every micro-batch from all ranks.
+        code_type = self.monitor.family.code_type
+        names = code_type.__dataclass_fields__
+        codes = [
+            code_type(**{name: all_gather_rows(tensors[name]) for name in names})
+            for tensors in observed
+        ]
+        self.monitor.add(code_type.concat(codes))
+        if step % self.config.check_every:
+            return
+        # Judge, intervene, and say so where it collapses.
+        metrics = self.monitor.check()
+        line = f"step {step}: {metrics}"
+        if self.config.collapse_interventions:
+            line += f" -> {self.interventions.intervene(metrics)}"
+        if metrics.is_collapsing:
+            self.telemetry.say(line)
+        self._write(step, metrics)
+
+    def _write(self, step: int, metrics: CollapseMetrics) -> None:
+        """Write the scalars of one check."""
+        moved = self.interventions
+        scalars: dict[str, Any] = {
+            **metrics.health,
+            "level": int(metrics.level),
+            "bow_weight": moved.bow_weight,
+            "contrastive_weight": moved.contrastive_weight,
+            "word_dropout": moved.word_dropout,
+        }
+        scalars = {name: float(value) for name, value in scalars.items()}
+        self.telemetry.scalars(step, scalars, "collapse/")
+        self.telemetry.check(step, {**scalars, "is_collapsing": metrics.is_collapsing})

@@ -1,0 +1,1 @@
+"""What the operations share: checks, dispatch, products, launch configurations."""
