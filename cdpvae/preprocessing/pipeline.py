@@ -149,7 +149,7 @@ class _Run:
             },
             "write": round(time.monotonic() - clock, 3),
         }
-        # Report on all of it.
+        # Write the report and the manifest.
         names = [source.name for source in self.sources]
         sources = count_sources(names, candidates, decisions, rows)
         summary = {

@@ -40,7 +40,7 @@ def read_array(path: Path) -> Iterator[RawRecord]:
     problem, detail = NOT_CLOSED, ""
     with open_file(path) as file:
         try:
-            # read1 hands on what a damaged gz file still gives; read would lose it.
+            # read1 returns what a damaged gz file still gives; read would lose it.
             while chunk := file.read1(CHUNK):
                 yield from splitter.feed(chunk)
         except DAMAGE as error:

@@ -6,7 +6,7 @@ can be read raises `Unreadable` instead; `source.Source` completes its message w
 
 from __future__ import annotations
 
-# A longer line, element of an array or row of a table is passed over without being held.
+# A longer line, element of an array or row of a table is skipped without being held in memory.
 MAX_RECORD_BYTES = 64 * 2**20
 
 TOO_LONG = f"record is longer than the limit of {MAX_RECORD_BYTES // 2**20} MiB"

@@ -204,7 +204,7 @@ class _RecentKeys:
     def add(self, digest: bytes) -> bool:
         """Add a key, or return False when it is there already.
 
-        64 bits of it are kept: among 200,000 keys a row has a false match once in 10^14.
+        64 bits of a key are kept: among 200,000 keys a row has a false match once in 10^14.
         """
         key = int.from_bytes(digest[:8], "little", signed=True)
         if key in self._known:
