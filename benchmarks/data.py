@@ -1,4 +1,4 @@
-"""How fast is preprocessing, what does it hold in memory, and how do both grow?
+"""How fast preprocessing is, how much memory it takes, and how both grow.
 
     python -m benchmarks.data [--shared ../shared/data] [--sizes 10000 30000 100000] [--workers 2]
     python -m benchmarks.data --part deduplication --sizes 20000
@@ -8,7 +8,7 @@ Input: real records repeated with edits, from public data that lies beside the r
 `pipeline` (the command as a user runs it: seconds of each stage, peak memory of all processes),
 `steps` (one process: what each step of the first stage costs), `deduplication` (against datasketch,
 one record at a time and signing in bulk), `packing` (against padding, on the largest output of
-`pipeline`).
+`pipeline`), `files` (counts of every real file, printed only).
 Appends rows to `results/data.csv` and draws `results/data.png` from them.
 """
 
@@ -42,18 +42,20 @@ from cdpvae.data import (
     RowCountSampler,
     TokenBudgetSampler,
 )
+from cdpvae.data.example import Example
 from cdpvae.preprocessing.dedup.clusters import exact_key, find_duplicates
 from cdpvae.preprocessing.dedup.minhash import Signer, jaccard, shingles
 from cdpvae.preprocessing.filters.build import build_text_filters, build_token_filters
 from cdpvae.preprocessing.formats.convert import convert
 from cdpvae.preprocessing.readers.source import Source
-from cdpvae.preprocessing.records import Record
+from cdpvae.preprocessing.records import Filter, RawRecord, Record, compared_text
 
 MODULE = "benchmarks.data"
 PACKAGES = ("datasketch", "numpy", "pyarrow", "tokenizers")
 CPU = torch.device("cpu")
 ROUNDS = 3
-PROMPTS, BUDGET = 32, 8192  # soft prompts of a row, tokens of a micro-batch
+# Soft prompts of a row, and tokens of a micro-batch.
+PROMPTS, BUDGET = 32, 8192
 
 
 @dataclasses.dataclass
@@ -71,14 +73,25 @@ class DataOptions:
     output: Path = rows.RESULTS
 
     def corpus(self, records: int) -> Path:
+        """Write the input of one size and return its path."""
         return write_corpus(self.shared, self.work, records, self.seed)
 
     def tokenizer(self) -> str:
+        """Return the directory of the tokenizer."""
         return str(tokenizer_directory(self.shared, self.work))
 
 
-def row(part: str, measure: str, records: int, values: Sequence[float], unit: str) -> dict:
-    """One measure: the median, with the 20th and 80th percentile where there are several."""
+def row(
+    part: str, measure: str, records: int, values: Sequence[float], unit: str
+) -> dict[str, Any]:
+    """Return the row of one measure: the median, and p20 and p80 where there are several values.
+
+    part: the part of the benchmark.
+    measure: what is measured.
+    records: how many records the input has.
+    values: the measured values.
+    unit: their unit.
+    """
     low, high = np.percentile(values, [20, 80]).round(4).tolist() if len(values) > 1 else ("", "")
     return {
         "part": part,
@@ -92,9 +105,10 @@ def row(part: str, measure: str, records: int, values: Sequence[float], unit: st
 
 
 def rates_of(work: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """name -> records per second as (p20, median, p80) of interleaved rounds.
+    """Time pieces of work that process `count` records each, in interleaved rounds.
 
-    Raises RuntimeError when one of them fails: there is no rival here that may be missing.
+    Returns name -> records per second as (p20, median, p80). Raises RuntimeError when a piece of
+    work fails: no rival may be missing here.
     """
     found = {}
     for name, timing in interleaved(work, device=CPU, rounds=ROUNDS, warmup=0).items():
@@ -105,9 +119,10 @@ def rates_of(work: dict[str, Callable[[], object]], count: int) -> dict[str, lis
 
 
 def measure_pipeline(options: DataOptions) -> list[dict[str, Any]]:
-    """The command itself, once per size: it runs minutes, and each run has 100,000 records."""
+    """Run the command once for each size: a run takes minutes and has up to 100,000 records."""
     found = []
     for records in options.sizes:
+        # Run the command and watch its memory.
         source, out = options.corpus(records), options.work / f"out-{records}"
         shutil.rmtree(out, ignore_errors=True)
         command = [sys.executable, "-m", "cdpvae.preprocess", "--input", str(source)]
@@ -119,6 +134,7 @@ def measure_pipeline(options: DataOptions) -> list[dict[str, Any]]:
         if status:
             raise RuntimeError(f"{records} records: exit status {status}, see above")
         whole = time.monotonic() - clock
+        # The manifest has the seconds of each stage.
         manifest = json.loads((out / "manifest.json").read_text())
         for stage, seconds in manifest["run"]["seconds"].items():
             found.append(row("pipeline", f"{stage} seconds", records, [seconds], "s"))
@@ -132,49 +148,72 @@ def measure_pipeline(options: DataOptions) -> list[dict[str, Any]]:
 
 
 def measure_steps(options: DataOptions) -> list[dict[str, Any]]:
-    """One process, the steps one after another over the same records, interleaved by round."""
+    """Time the steps of the first stage in one process, over the same records."""
+    # Prepare what each step takes in.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     count = min(options.sizes)
     source = Source.parse(str(options.corpus(count)))
     config = DataConfig()
     wrapper = LlamaTokenizerWrapper.from_pretrained(options.tokenizer())
     raws = list(source.records())
-    pairs = [convert(raw.value)[0] for raw in raws]
-    asked = wrapper.encode_instructions([pair.instruction for pair in pairs], truncate=False)
-    answered = wrapper.encode_responses([pair.response for pair in pairs], truncate=False)
+    examples = [first_example(raw) for raw in raws]
+    instructions = [example.instruction for example in examples]
+    responses = [example.response for example in examples]
+    instruction_ids = wrapper.encode_instructions(instructions, truncate=False)
+    response_ids = wrapper.encode_responses(responses, truncate=False)
+    columns = zip(raws, instructions, responses, instruction_ids, response_ids, strict=True)
     records = [
-        Record(0, "", pair.instruction, pair.response, *ids)
-        for pair, *ids in zip(pairs, asked, answered, strict=True)
+        Record(number, raw.line, None, instruction, response, encoded, answer)
+        for number, (raw, instruction, response, encoded, answer) in enumerate(columns)
     ]
-    texts = [f"{pair.instruction}\n{pair.response}" for pair in pairs]
+    texts = [compared_text(*sides) for sides in zip(instructions, responses, strict=True)]
     signer = Signer(config.num_permutations, config.shingle_words)
     filters = [*build_text_filters(config), *build_token_filters(config)]
+    # Time the steps.
     steps: dict[str, Callable[[], object]] = {
         "read": lambda: sum(1 for _ in source.records()),
         "convert": lambda: [convert(raw.value) for raw in raws],
-        **{type(keep).__name__: lambda keep=keep: list(map(keep, records)) for keep in filters},
+        **{type(keep).__name__: partial(apply_filter, keep, records) for keep in filters},
         "tokenise": lambda: (
-            wrapper.encode_instructions([pair.instruction for pair in pairs]),
-            wrapper.encode_responses([pair.response for pair in pairs]),
+            wrapper.encode_instructions(instructions),
+            wrapper.encode_responses(responses),
         ),
-        "exact key": lambda: [exact_key(pair.instruction, pair.response) for pair in pairs],
+        "exact key": lambda: list(map(exact_key, instructions, responses)),
         "sign": lambda: signer.signatures(texts),
     }
     rates = rates_of(steps, count)
     return [row("steps", name, count, rates[name], "records/s") for name in steps]
 
 
+def first_example(raw: RawRecord) -> Example:
+    """Convert a record of the corpus, all of which are pairs."""
+    converted = convert(raw.value)
+    assert not isinstance(converted, str), converted
+    return converted[0]
+
+
+def apply_filter(keep: Filter, records: list[Record]) -> list[str | None]:
+    """Apply one filter to all records."""
+    return [keep(record) for record in records]
+
+
 def measure_deduplication(options: DataOptions) -> list[dict[str, Any]]:
-    """Signing, finding and verifying, all in one process and thread; all find at 0.5 or lower."""
+    """Time signing, finding and verifying in one process and thread, beside two ways of datasketch.
+
+    All of them look for pairs at a similarity of 0.5 or lower, and verify them.
+    """
+    # The texts, and the settings that all three ways share.
     config, count = DataConfig(), min(options.sizes)
     lines = options.corpus(count).read_text().splitlines()
-    texts = [f"{one['instruction']}\n{one['output']}" for one in map(json.loads, lines)]
-    halves = [(one["instruction"], one["output"]) for one in map(json.loads, lines)]
+    pairs = [(one["instruction"], one["output"]) for one in map(json.loads, lines)]
+    texts = [compared_text(*pair) for pair in pairs]
     signer = Signer(config.num_permutations, config.shingle_words)
     found: dict[str, int] = {}
 
-    def ours() -> None:
-        keys = np.array([exact_key(*half) for half in halves], "V16")
+    # Three ways; each notes how many records it removes.
+    def batched() -> None:
+        """Deduplicate as preprocessing does."""
+        keys = np.array([exact_key(*pair) for pair in pairs], "V16")
         duplicates = find_duplicates(
             keys,
             signer.signatures(texts),
@@ -185,18 +224,21 @@ def measure_deduplication(options: DataOptions) -> list[dict[str, Any]]:
         found["ours"] = int(np.count_nonzero(duplicates.keeper != np.arange(count)))
 
     def one_at_a_time() -> None:
+        """Deduplicate with datasketch, which signs each record by itself."""
         signed = (sign(text, config) for text in texts)
         found["datasketch"] = removed_by_datasketch(texts, signed, config)
 
     def in_bulk() -> None:
+        """Deduplicate with datasketch, which signs all records first."""
         elements = ([s.encode() for s in shingles(text, config.shingle_words)] for text in texts)
         signed = MinHash.generator(elements, num_perm=config.num_permutations)
         found["datasketch, signed in bulk"] = removed_by_datasketch(texts, signed, config)
 
-    rates = rates_of({"ours": ours, "one": one_at_a_time, "bulk": in_bulk}, count)
+    # Time them in turns, and compare.
+    rates = rates_of({"ours": batched, "one": one_at_a_time, "bulk": in_bulk}, count)
 
     def times_faster(rival: str) -> list[float]:
-        """By the medians, which stand in the middle."""
+        """Compare the medians, which are the second of three values."""
         return [rates["ours"][1] / rates[rival][1]]
 
     return [
@@ -222,6 +264,7 @@ def measure_deduplication(options: DataOptions) -> list[dict[str, Any]]:
 
 
 def sign(text: str, config: DataConfig) -> MinHash:
+    """Sign one text with datasketch."""
     signature = MinHash(num_perm=config.num_permutations)
     signature.update_batch([shingle.encode() for shingle in shingles(text, config.shingle_words)])
     return signature
@@ -230,7 +273,8 @@ def sign(text: str, config: DataConfig) -> MinHash:
 def removed_by_datasketch(
     texts: Sequence[str], signatures: Iterable[MinHash], config: DataConfig
 ) -> int:
-    """As datasketch's own documentation does it: query, verify, insert -> records removed."""
+    """Count the records that datasketch removes as in its documentation: query, verify, insert."""
+    # A threshold of 0.5 finds nearly all pairs at 0.85; its own 0.85 would miss half of them.
     index = MinHashLSH(threshold=0.5, num_perm=config.num_permutations)
     sets: list[frozenset[str]] = []
     removed = 0
@@ -244,17 +288,24 @@ def removed_by_datasketch(
 
 
 def measure_packing(options: DataOptions) -> list[dict[str, Any]]:
-    """Share of positions that are tokens, over an epoch, under the default training settings."""
+    """Measure which share of all positions are tokens, over an epoch, under default settings."""
+    # Lengths of real rows, and what a row costs with its soft prompts.
     data = PreprocessedDataset(options.work / f"out-{max(options.sizes)}")
     training, ranks = TrainingConfig(), 2
     lengths = data.response_lengths, data.instruction_lengths
     costs = lengths[0].astype(np.int64) + lengths[1] + PROMPTS
     grad_accum = training.gradient_accumulation_steps
-    shape = {"grad_accum": grad_accum, "world_size": ranks, "seed": options.seed}
-    rows_each = training.per_device_batch_size
-    by_rows = RowCountSampler(*lengths, rows_per_micro_batch=rows_each, **shape)
+    # Micro-batches of a number of rows: how much padding would add, and the heaviest rank.
+    by_rows = RowCountSampler(
+        *lengths,
+        rows_per_micro_batch=training.per_device_batch_size,
+        grad_accum=grad_accum,
+        world_size=ranks,
+        seed=options.seed,
+    )
     padded = filled = 0
-    heaviest = []  # rank over mean, per optimizer step
+    # Of each optimizer step, how far the heaviest rank is above the mean.
+    heaviest = []
     for step in range(by_rows.steps_in(0)):
         per_rank = np.zeros(ranks, np.int64)
         for bins in by_rows.micro_batches(0, step):
@@ -264,12 +315,18 @@ def measure_packing(options: DataOptions) -> list[dict[str, Any]]:
                 per_rank[rank] += costs[taken].sum()
         filled += int(per_rank.sum())
         heaviest.append(per_rank.max() / per_rank.mean() - 1)
+    # Micro-batches of a budget of tokens: how much of it is filled.
     by_tokens = TokenBudgetSampler(
-        *lengths, tokens_per_micro_batch=BUDGET, prompt_tokens=PROMPTS, **shape
+        *lengths,
+        tokens_per_micro_batch=BUDGET,
+        prompt_tokens=PROMPTS,
+        grad_accum=grad_accum,
+        world_size=ranks,
+        seed=options.seed,
     )
     fills = [
-        float(np.mean([costs[taken].sum() / BUDGET for bins in plan for taken in bins]))
-        for plan in map(partial(by_tokens.micro_batches, 0), range(by_tokens.steps_in(0)))
+        float(np.mean([costs[taken].sum() / BUDGET for bins in step for taken in bins]))
+        for step in map(partial(by_tokens.micro_batches, 0), range(by_tokens.steps_in(0)))
     ]
     count = len(data)
     return [
@@ -281,7 +338,8 @@ def measure_packing(options: DataOptions) -> list[dict[str, Any]]:
 
 
 def process_files(options: DataOptions) -> dict[str, Any]:
-    """Every real file through one run with the default settings -> the manifest."""
+    """Process every real file in one run with the default settings; return the manifest."""
+    # A fresh directory, so that nothing is reused.
     out = options.work / "files"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "cdpvae.preprocess", "--processed-dir", str(out)]
@@ -292,15 +350,15 @@ def process_files(options: DataOptions) -> dict[str, Any]:
 
 
 def files_table(manifest: dict[str, Any]) -> str:
-    """One line a file: in, converted, dropped by reason, kept."""
+    """Return a Markdown table with a line for each file: in, converted, dropped, kept."""
 
-    def told(tally: dict[str, int]) -> str:
+    def reason_list(tally: dict[str, int]) -> str:
         return "; ".join(f"{reason} {number:,}" for reason, number in tally.items()) or "-"
 
     lines = ["| file | in | converted | not converted | filtered | duplicates | kept |"]
     lines.append("|---|--:|--:|---|---|---|--:|")
     for name, counts in [*manifest["sources"].items(), ("**total**", manifest["counts"])]:
-        reasons = [told(counts[key]) for key in ("not_converted", "filtered", "duplicates")]
+        reasons = [reason_list(counts[key]) for key in ("not_converted", "filtered", "duplicates")]
         numbers = f"| {name} | {counts['read']:,} | {counts['converted']:,}"
         lines.append(f"{numbers} | {' | '.join(reasons)} | {counts['kept']:,} |")
     return "\n".join(lines)
@@ -315,11 +373,13 @@ MEASURES: dict[str, Callable[[DataOptions], list[dict[str, Any]]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the parts that are asked for, print them, and append them to the results."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parse_options(DataOptions, __doc__, arguments)
+    options = parse_options(DataOptions, __doc__ or "", arguments)
     if options.part == "files":
         print(files_table(process_files(options)))
         return
+    # Every row carries the conditions it was measured under.
     conditions = rows.conditions(MODULE, arguments, CPU, PACKAGES)
     results = options.output / "data.csv"
     for name in list(MEASURES) if options.part == "all" else [options.part]:

@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all, and still there after a power cut.
+"""The one place that makes files durable: whole or absent, and still there after a power cut.
 
-Everything the pipeline writes goes through `write_bytes`: a temporary name beside the final one,
-flushed to the disk, renamed. A killed process leaves at most a temporary file, which the next run
-removes.
+A file goes through `write_bytes`: a temporary name beside the final one, flushed to the disk,
+renamed. A killed process leaves at most a temporary file. A directory is made under another name
+and put in place by a rename: by `publish`, with a manifest that `verify` checks, or without one by
+`replace_directory`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -19,11 +21,17 @@ from typing import Any
 
 import pyarrow as pa
 
+# Size and SHA-256 of every file of a published directory.
+MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path`. Raises OSError; on a full disk it says what to do."""
+    """Put `content` at `path`: readers see the old content or the new, never a part.
+
+    Raises OSError; on a full disk its message says what to do.
+    """
+    # The process id keeps two workers apart that write the same file.
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with temporary.open("wb") as file:
@@ -31,8 +39,9 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        flush_directory(path.parent)
+        flush(path.parent)
     except OSError as error:
+        # What was written so far takes up room that others need.
         with contextlib.suppress(OSError):
             temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -43,13 +52,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Put a text at `path` as UTF-8, by `write_bytes`."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path: Path, content: Any) -> None:
-    """`write_bytes` of indented JSON."""
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """Put indented JSON at `path`, by `write_bytes`."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> None:
-    """`write_bytes` of an Arrow file; with `batch_rows` a stream, as `datasets` reads."""
+    """Put an Arrow file at `path`, by `write_bytes`; with `batch_rows` a stream for `datasets`."""
+    # Write to memory first, so that the file can be written in one go.
     sink = pa.BufferOutputStream()
     open_writer = pa.ipc.new_stream if batch_rows else pa.ipc.new_file
     with open_writer(sink, table.schema) as writer:
@@ -58,26 +73,34 @@ def write_table(path: Path, table: pa.Table, batch_rows: int | None = None) -> N
 
 
 def read_json(path: Path) -> Any:
+    """Read a JSON file."""
     return json.loads(path.read_bytes())
 
 
 def map_table(path: Path) -> pa.Table:
-    """An Arrow file of `write_table`, mapped: reading a row touches the pages of that row only."""
+    """Map an Arrow file of `write_table`: reading a row touches the pages of that row only."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_temporary(path: Path) -> bool:
+    """Say whether `write_bytes` was interrupted while it wrote this file."""
+    return path.name.startswith(_TEMPORARY)
+
+
 def remove_temporaries(directory: Path) -> None:
-    """What a killed run was writing."""
+    """Remove the files that a killed run was writing."""
     for path in directory.rglob(f"{_TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
-def is_temporary(path: Path) -> bool:
-    return path.name.startswith(_TEMPORARY)
-
-
-def flush_directory(path: Path) -> None:
-    """Make renames in a directory survive a power cut."""
+def flush(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to the disk, so that it survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -89,9 +112,10 @@ def flush_directory(path: Path) -> None:
 def locked(directory: Path) -> Iterator[None]:
     """Hold `directory`, made if missing, against a second run. Raises ValueError when it is held.
 
-    The lock goes with the process, however that ends.
+    The lock ends with the process, however that ends.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    # The directory itself is locked: a lock file would have to be cleaned up.
     handle = os.open(directory, os.O_RDONLY)
     try:
         try:
@@ -105,20 +129,60 @@ def locked(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def publish(finished: Path, final: Path) -> None:
+    """Hash and flush every file below `finished`, write MANIFEST, and rename the directory.
+
+    Until the rename nothing stands at `final` that was not there before.
+    """
+    # Hash what is there, and bring it to the disk with the entries of its directories.
+    paths = sorted(p for p in finished.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        str(path.relative_to(finished)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in paths
+    }
+    for path in [*paths, *{path.parent for path in paths}]:
+        flush(path)
+    # The manifest comes last: without it a directory is not complete.
+    write_json(finished / MANIFEST, manifest)
+    replace_directory(final, finished)
+
+
+def verify(path: Path) -> None:
+    """Compare every file of a published checkpoint with its manifest.
+
+    Raises ValueError naming the first file that is missing or differs.
+    """
+    if not (path / MANIFEST).exists():
+        raise ValueError(f"{path}: no {MANIFEST}; it is no complete checkpoint")
+    for name, expected in read_json(path / MANIFEST).items():
+        file = path / name
+        if not file.exists():
+            raise ValueError(f"{path}: {name} is missing")
+        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
+            raise ValueError(
+                f"{path}: {name} is damaged ({file.stat().st_size} bytes, expected "
+                f"{expected['bytes']}, or another content); use an earlier checkpoint"
+            )
+
+
 def replace_directory(final: Path, finished: Path) -> None:
-    """Put the finished directory at `final`, in place of what was there."""
-    flush_directory(finished)
+    """Rename the directory `finished` to `final`, in place of what was there.
+
+    A kill in between can be undone by `restore_directory`.
+    """
+    flush(finished)
     retired = _retired(final)
+    # What was there is moved aside first: a rename cannot replace a directory that is not empty.
     if final.exists():
         shutil.rmtree(retired, ignore_errors=True)
         final.rename(retired)
     finished.rename(final)
-    flush_directory(final.parent)
+    flush(final.parent)
     shutil.rmtree(retired, ignore_errors=True)
 
 
 def restore_directory(final: Path) -> bool:
-    """Undo a replacement that was killed half-way -> whether there was one to undo."""
+    """Undo a replacement that was killed half-way; return whether there was one to undo."""
     retired = _retired(final)
     undo = retired.exists() and not final.exists()
     if undo:
@@ -128,4 +192,5 @@ def restore_directory(final: Path) -> bool:
 
 
 def _retired(final: Path) -> Path:
+    """Return where `replace_directory` moves what was at `final`."""
     return final.with_name(f".{final.name}.replaced")

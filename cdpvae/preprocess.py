@@ -5,8 +5,8 @@
         --processed-dir processed/mine --max-samples 10000 --decontaminate HumanEval.jsonl.gz
 
 What happens to a record: `docs/data.md`; formats: `docs/formats.md`; on a cluster:
-`docs/data_cluster.md`. A killed run continues when it is started again. The result is reused when
-inputs and settings are the same; `--overwrite` replaces what other settings wrote.
+`docs/data_cluster.md`. A killed run continues when it is started again. A result from the same
+inputs and settings is reused; `--overwrite` replaces a result from others.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ class PreprocessOptions:
 
 
 def preprocess(argv: Sequence[str] | None = None) -> None:
-    """Parse, process, print a table. Raises ValueError for what a user can cause."""
+    """Parse the settings, process the data, print a table.
+
+    Raises ValueError and OSError for what a user can cause.
+    """
     settings, options = parse_settings_and(
         PreprocessOptions, "Turn records into the processed data that training reads.", argv, READS
     )
     # Heavy imports wait until the settings are known to be good.
     from cdpvae.data import LlamaTokenizerWrapper
     from cdpvae.preprocessing.pipeline import preprocess as process
-    from cdpvae.preprocessing.report.terminal import report
+    from cdpvae.preprocessing.report.terminal import terminal_report
 
     data, model = settings.data, settings.model
     wrapper = LlamaTokenizerWrapper.from_pretrained(
         model.tokenizer or model.backbone, data.max_instruction_tokens, data.max_response_tokens
     )
-    print(report(process(data, wrapper, overwrite=options.overwrite)))
+    print(terminal_report(process(data, wrapper, overwrite=options.overwrite)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

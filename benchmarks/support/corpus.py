@@ -1,4 +1,4 @@
-"""Inputs of `benchmarks/data.py`: real public records, and as many edited ones as are wanted."""
+"""Inputs of `benchmarks/data.py`: real public records, and edited copies of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SOURCES = (
     "self_instruct/user_oriented_instructions.jsonl",
     "mbpp/mbpp.jsonl",
 )
-# What a run of all real files takes: the evaluation sets among them are for counting only.
+# The inputs of the run over all real files. Evaluation sets are among them to be counted only.
 FILES = (
     *SOURCES,
     "llama_factory/glaive_toolcall_en_demo.json",
@@ -35,29 +35,34 @@ FILES = (
 
 
 def real_pairs(shared: Path) -> list[tuple[str, str]]:
-    """Every pair of the real files."""
+    """Return every pair of the real files."""
     pairs = []
     for name in SOURCES:
         for raw in Source.parse(str(shared / name)).records():
-            outcome = raw.problem or convert(raw.value)
-            if not isinstance(outcome, str):
-                pairs += [(example.instruction, example.response) for example in outcome]
+            converted = raw.problem or convert(raw.value)
+            if not isinstance(converted, str):
+                pairs += [(example.instruction, example.response) for example in converted]
     return pairs
 
 
 def edited(pairs: list[tuple[str, str]], draw: random.Random) -> Iterator[tuple[str, str]]:
-    """Without end: each pair once as it is, then copies. Of a hundred copies 5 are exact, 15 differ
-    in one word, and 80 have a third of their words from other records, which leaves few shingles.
+    """Yield pairs without end: each pair once as it is, then edited copies.
+
+    Of a hundred copies 5 are exact, 15 differ in one word, and 80 have a third of their words from
+    other records, which leaves few common shingles.
     """
+    # Words of other records, to replace words with.
     words = [word for pair in draw.sample(pairs, min(len(pairs), 2000)) for word in pair[1].split()]
 
     def change(text: str, share: float) -> str:
+        """Replace a share of the words, or one word for a share of 0."""
         pieces = text.split(" ")
         count = max(1, int(len(pieces) * share)) if share else 1
         for at in draw.sample(range(len(pieces)), min(count, len(pieces))):
             pieces[at] = draw.choice(words)
         return " ".join(pieces)
 
+    # Each pair once, then copies.
     yield from draw.sample(pairs, len(pairs))
     while True:
         instruction, response = draw.choice(pairs)
@@ -69,7 +74,13 @@ def edited(pairs: list[tuple[str, str]], draw: random.Random) -> Iterator[tuple[
 
 
 def write_corpus(shared: Path, work: Path, records: int, seed: int) -> Path:
-    """The input of one size, below `work`; smaller ones are beginnings of larger ones."""
+    """Write an input and return its path; smaller inputs are beginnings of larger ones.
+
+    shared: directory with the real data.
+    work: directory to write to.
+    records: how many records.
+    seed: of the edits.
+    """
     path = work / f"records-{records}.jsonl"
     work.mkdir(parents=True, exist_ok=True)
     stream = edited(real_pairs(shared), random.Random(seed))
@@ -80,7 +91,7 @@ def write_corpus(shared: Path, work: Path, records: int, seed: int) -> Path:
 
 
 def tokenizer_directory(shared: Path, work: Path) -> Path:
-    """The real tokenizer, where a library finds it by its usual name."""
+    """Copy the real tokenizer to a file with the usual name; return its directory."""
     path = work / "tokenizer"
     path.mkdir(parents=True, exist_ok=True)
     shutil.copy(shared / "tok_mistral_v1/tokenizer.model.v1", path / "tokenizer.model")

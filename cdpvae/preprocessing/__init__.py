@@ -1,1 +1,1 @@
-"""From raw records to processed Arrow data: `pipeline.preprocess` runs it all."""
+"""From raw records to processed Arrow data: `pipeline.preprocess` runs all stages."""

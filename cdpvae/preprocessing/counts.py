@@ -1,21 +1,21 @@
-"""What became of the records: numbers that add up, and what the report shows beside them."""
+"""Numbers of records by reason, which add up, and histograms of their lengths."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-EXCERPT = 300
+# Bins of a histogram up to the highest length allowed.
 BINS = 32
 
 
 @dataclass
 class Counts:
-    """read = sum(not_converted) + converted, in records;
-    pairs = sum(filtered) + sum(duplicates) + kept, in instruction-response pairs, of which a
-    conversation gives several under `turns: all`. Reasons are the keys of the sums.
+    """Numbers of records by reason.
+
+    read = sum(not_converted) + converted counts raw records.
+    pairs = sum(filtered) + sum(duplicates) + kept counts instruction-response pairs, of which a
+    conversation gives several under `turns: all`. The keys of the sums are the reasons.
     """
 
     read: int = 0
@@ -30,6 +30,7 @@ class Counts:
 
     def add(self, other: Counts) -> None:
         """Add all numbers of another part."""
+        # Numbers are added, tallies merged key by key.
         for name, value in asdict(other).items():
             if isinstance(value, dict):
                 merge(getattr(self, name), value)
@@ -37,7 +38,7 @@ class Counts:
                 setattr(self, name, getattr(self, name) + value)
 
     def sort(self) -> None:
-        """Reasons in an order that does not depend on how the work was cut."""
+        """Bring reasons into an order that does not depend on how the work was divided."""
         for tally in (self.not_converted, self.filtered, self.duplicates):
             ordered = most_first(tally)
             tally.clear()
@@ -45,7 +46,7 @@ class Counts:
 
 
 def most_first(tally: dict[str, int]) -> dict[str, int]:
-    """The same, largest numbers first."""
+    """Return the tally in falling order of its numbers, equal ones by key."""
     return dict(sorted(tally.items(), key=lambda item: (-item[1], item[0])))
 
 
@@ -56,27 +57,26 @@ def merge(tally: dict[str, int], other: dict[str, int]) -> None:
 
 
 def count(tally: dict[str, int], key: str) -> None:
-    """One more."""
+    """Add 1 to tally[key]."""
     tally[key] = tally.get(key, 0) + 1
 
 
 class Histogram:
-    """Lengths in BINS bins of equal width up to `highest`, and one for all that is longer."""
+    """Counts lengths in BINS bins of equal width up to `highest`, and one bin for longer ones.
 
-    def __init__(self, highest: int, numbers: Sequence[int] | None = None) -> None:
+    width: of a bin, in tokens. numbers: (BINS + 1,) how many lengths fell into each bin.
+    """
+
+    def __init__(self, highest: int) -> None:
+        # Rounded up, so that `highest` falls into the last of the BINS bins.
         self.width = -(-highest // BINS)
-        self.numbers = list(numbers or [0] * (BINS + 1))
+        self.numbers = [0] * (BINS + 1)
 
     def add(self, lengths: Iterable[int]) -> None:
+        """Count some lengths."""
         for length in lengths:
             self.numbers[min(max(length - 1, 0) // self.width, BINS)] += 1
 
     def merge(self, numbers: Sequence[int]) -> None:
+        """Add the `numbers` of another histogram with the same bins."""
         self.numbers = [a + b for a, b in zip(self.numbers, numbers, strict=True)]
-
-
-def excerpt(value: Any) -> str:
-    """The beginning of a text or a record, safe to print, to store and to show."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    text = text[:EXCERPT].encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)

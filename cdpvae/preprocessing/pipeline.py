@@ -2,12 +2,12 @@
 
     OUT/train/ OUT/validation/   Arrow, `datasets.load_from_disk`; an empty split is not written
     OUT/manifest.json            settings, inputs, tokenizer, counts, and how this run went
-    OUT/report.json report.html  what became of every record, with examples
+    OUT/report.json report.html  every reason why records were dropped, with numbers and examples
 
 The stages (`stages/`) work in a hidden directory beside OUT, whose result is renamed to OUT at the
-end: OUT is whole or is not there. A killed run continues at its last finished shard. The same
-inputs and settings give the same bytes, whatever the number of workers, the size of the shards,
-the engine, and however often the run was killed; only `run` in the manifest tells the difference.
+end: OUT is whole or does not exist. A killed run continues at its last finished shard. The same
+inputs and settings give the same bytes, whatever the number of workers, where they run, the size of
+the shards, and however often the run was killed; only `run` in the manifest differs.
 """
 
 from __future__ import annotations
@@ -27,30 +27,27 @@ from cdpvae.data.dataset import MANIFEST, SPLITS
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 from cdpvae.preprocessing.counts import Counts
 from cdpvae.preprocessing.executors import available_cores
-from cdpvae.preprocessing.manifest import (
-    adopt,
-    content_of,
-    discard,
-    fingerprint,
-    reusable_manifest,
-    sweep,
-)
+from cdpvae.preprocessing.manifest import content_of, fingerprint, reusable_manifest
 from cdpvae.preprocessing.readers.source import PHASES, Source
 from cdpvae.preprocessing.report.html import html_report
 from cdpvae.preprocessing.report.totals import count_sources, details, total_of
 from cdpvae.preprocessing.stages.candidates import Candidates
-from cdpvae.preprocessing.stages.collect import STAGE, Collector, NothingUsable
 from cdpvae.preprocessing.stages.deduplicate import Decisions, Deduplicator
-from cdpvae.preprocessing.stages.prepare import Preparer
+from cdpvae.preprocessing.stages.prepare import STAGE_FILE, NothingUsable, PrepareStage
+from cdpvae.preprocessing.stages.prepare_shard import ShardPreparer
 from cdpvae.preprocessing.stages.write import SplitWriter
+from cdpvae.preprocessing.work_directory import open_work, remove_finished_work, remove_work
 
+# The stages that leave a STAGE_FILE; the third one ends with the result.
 STAGES = ("prepare", "deduplicate")
+# How the split was made, as the manifest and the report say it.
 SPLIT_BY_HASH = "by hash of the first instruction of each group"
+SPLIT_DECLARED = "declared by the records"
 
 
 @dataclass
 class Processed:
-    """What `preprocess` leaves. reused: the directory held exactly this already."""
+    """The result of `preprocess`. reused: an earlier run had made exactly this."""
 
     path: Path
     manifest: dict[str, Any]
@@ -66,35 +63,50 @@ def preprocess(
 ) -> Processed:
     """Write `config.processed`, or find it there already.
 
+    config: the settings of the data.
+    wrapper: the tokenizer.
+    overwrite: replace processed data that other settings or inputs made.
+    progress: show progress bars where the output is a terminal.
+
     Raises ValueError when nothing in an input converts, when no record is kept, and when the
-    directory holds something else (`overwrite` replaces other processed data); OSError when the
-    disk is full or a worker dies: the same call then continues.
+    directory holds something else; OSError when the disk is full or a worker dies: the same call
+    then continues.
     """
     sources = [Source.parse(text) for text in config.input or PHASES[config.phase]]
     content = content_of(config, sources, wrapper)
     path = config.processed
     work = path.with_name(f".{path.name}.work")
     path.parent.mkdir(parents=True, exist_ok=True)
+    # The same content has been processed before.
     if (existing := reusable_manifest(path, content, overwrite)) is not None:
-        sweep(work)
+        remove_finished_work(work)
         return Processed(path, existing, reused=True)
     with files.locked(work):
-        # What a replacement that was killed half-way has put aside counts as there.
+        # Data that a killed replacement has moved aside is moved back, and must not be lost now.
         if files.restore_directory(path):
             reusable_manifest(path, content, overwrite)
-        adopt(work, content, config.shard_records)
+        # Begin or continue the work, and put its result in place.
+        open_work(work, content, config.shard_records)
         try:
             manifest = _Run(config, wrapper, sources, content, work, progress).run()
         except NothingUsable:
-            discard(work)
+            remove_work(work)
             raise
         files.replace_directory(path, work / "result")
-        discard(work)
+        remove_work(work)
     return Processed(path, manifest, reused=False)
 
 
 class _Run:
-    """One run over the stages, below `work`."""
+    """One run over the stages.
+
+    config: the settings of the data.
+    wrapper: the tokenizer.
+    sources: the inputs.
+    content: all that the rows depend on.
+    work: the work directory.
+    progress: show progress bars where the output is a terminal.
+    """
 
     def __init__(
         self,
@@ -109,65 +121,74 @@ class _Run:
         self.content, self.work, self.result = content, work, work / "result"
         # disable=None: no bar where the output is not a terminal.
         self.disable = None if progress else True
-        self.seconds: dict[str, float] = {}
 
     def run(self) -> dict[str, Any]:
-        """All stages -> the manifest, which is in `result` with everything else."""
+        """Run all stages; return the manifest, which lies in `result` with everything else."""
         started = datetime.now(UTC)
+        # Stage 1: convert, filter and tokenise.
         deduplicator = Deduplicator(self.config)
-        collector = Collector(
+        prepare = PrepareStage(
             self.config,
             self.sources,
-            lambda: Preparer(self.config, self.wrapper),
+            lambda: ShardPreparer(self.config, self.wrapper),
             self.work,
             self.disable,
         )
-        candidates = collector.run(deduplicator)
+        candidates = prepare.run(deduplicator)
+        problems = prepare.problems(candidates)
+        # Stage 2: decide which candidates stay, and in which split.
         decisions = self._decide(candidates, deduplicator)
-        rows, split = self._rows(candidates, decisions, collector.problems(candidates))
+        rows, split_rule = self._split(candidates, decisions, problems)
+        # Stage 3: write them.
         clock = time.monotonic()
         self._write(candidates, rows)
-        self.seconds = {
-            **{stage: files.read_json(self.work / stage / STAGE)["seconds"] for stage in STAGES},
+        seconds = {
+            **{
+                stage: files.read_json(self.work / stage / STAGE_FILE)["seconds"]
+                for stage in STAGES
+            },
             "write": round(time.monotonic() - clock, 3),
         }
+        # Write the report and the manifest.
         names = [source.name for source in self.sources]
         sources = count_sources(names, candidates, decisions, rows)
-        told = {
-            "split": split,
+        summary = {
+            "split": split_rule,
             "counts": asdict(total_of(sources)),
             "sources": {name: asdict(counts) for name, counts in sources.items()},
-            "problems": collector.problems(candidates),
+            "problems": problems,
         }
         written = np.sort(np.concatenate(list(rows.values())))
-        told_of = {"inputs": self.content["inputs"], "settings": self.content["settings"]}
-        report = {**told, **told_of, **details(self.config, names, candidates, decisions, written)}
-        files.write_json(self.result / "report.json", report)
-        files.write_bytes(self.result / "report.html", html_report(report).encode())
-        manifest = {**self.content, **told, "run": self._how(started)}
+        self._write_report(summary, details(self.config, names, candidates, decisions, written))
+        manifest = {**self.content, **summary, "run": self._conditions(started, seconds)}
         files.write_json(self.result / MANIFEST, manifest)
         return manifest
 
     def _decide(self, candidates: Candidates, deduplicator: Deduplicator) -> Decisions:
-        """Stage 2, or what it left. Raises NothingUsable when nothing is kept."""
+        """Return the decisions of stage 2, made now or by an earlier run."""
         directory = self.work / "deduplicate"
-        if (directory / STAGE).exists():
+        if (directory / STAGE_FILE).exists():
             return Decisions.from_table(files.map_table(directory / "decisions.arrow"))
         directory.mkdir(exist_ok=True)
         clock = time.monotonic()
         decisions = deduplicator(candidates, len(candidates))
+        # The stage file comes last: it says that the decisions are complete.
         files.write_table(directory / "decisions.arrow", decisions.to_table())
         seconds = round(time.monotonic() - clock, 3)
-        files.write_json(directory / STAGE, {"counts": decisions.counts(), "seconds": seconds})
+        files.write_json(directory / STAGE_FILE, {"counts": decisions.counts(), "seconds": seconds})
         return decisions
 
-    def _rows(
+    def _split(
         self, candidates: Candidates, decisions: Decisions, problems: dict[str, str]
     ) -> tuple[dict[str, np.ndarray], str]:
-        """split -> candidates to write, ascending; and how the split was made."""
+        """Return split -> candidates to write (ascending), and by which rule they were split.
+
+        Raises NothingUsable when no record is kept, or only some of them declare a split.
+        """
         kept = decisions.kept[: self.config.max_samples]
         if not len(kept):
             raise NothingUsable(self._nothing_kept(candidates, problems))
+        # Records that declare a split keep it.
         declared = candidates.strings("split")[kept]
         count = int(np.count_nonzero(declared != None))  # noqa: E711 (element by element)
         if count not in (0, len(kept)):
@@ -176,14 +197,16 @@ class _Run:
                 "or validation); either all or none must"
             )
         if count:
-            return {name: kept[declared == name] for name in SPLITS}, "declared by the records"
-        # All of a group go where its first member goes, by a hash that is uniform over texts.
+            return {name: kept[declared == name] for name in SPLITS}, SPLIT_DECLARED
+        # All members of a group go where its first member goes, by a hash that is uniform over
+        # texts.
         share = candidates.column("instruction_hash")[decisions.group[kept]] / 2.0**64
         validation = share < self.config.validation_fraction
         return {"train": kept[~validation], "validation": kept[validation]}, SPLIT_BY_HASH
 
     def _nothing_kept(self, candidates: Candidates, problems: dict[str, str]) -> str:
-        """Why there is no result at all."""
+        """Return the error message that says why there is no result."""
+        # Either nothing could be read, or the filters dropped everything.
         total = Counts()
         for summary in candidates.summaries:
             total.add(Counts(**summary["counts"]))
@@ -193,7 +216,7 @@ class _Run:
         return f"none of {total.converted} converted records is kept: {reasons}; change the bounds"
 
     def _write(self, candidates: Candidates, rows: dict[str, np.ndarray]) -> None:
-        """Stage 3."""
+        """Write the rows of every split."""
         writer = SplitWriter(
             self.result,
             candidates,
@@ -206,11 +229,18 @@ class _Run:
                 for count in writer.write(split, indices):
                     bar.update(count)
 
-    def _how(self, started: datetime) -> dict[str, Any]:
-        """What is different every time. Seconds of a stage are those of the run that ended it."""
+    def _write_report(self, summary: dict[str, Any], details: dict[str, Any]) -> None:
+        """Write `report.json` and the page made from it."""
+        content = {key: self.content[key] for key in ("inputs", "settings")}
+        report = {**summary, **content, **details}
+        files.write_json(self.result / "report.json", report)
+        files.write_bytes(self.result / "report.html", html_report(report).encode())
+
+    def _conditions(self, started: datetime, seconds: dict[str, float]) -> dict[str, Any]:
+        """Return what differs between runs. Each stage has the seconds of the run that ended it."""
         return {
             "started": started.isoformat(timespec="seconds"),
-            "seconds": self.seconds,
+            "seconds": seconds,
             "executor": self.config.executor,
             "workers": self.config.workers or available_cores(),
             "shard_records": self.config.shard_records,

@@ -15,9 +15,7 @@ A checkpoint is written under another name, hashed, synced to disk and renamed; 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,12 +27,12 @@ from torch import Tensor, nn
 
 from cdpvae.config import Settings, load_settings
 from cdpvae.config.renames import by_key
+from cdpvae.files import MANIFEST, publish, verify, write_text
 from cdpvae.training.distributed import World, barrier
 from cdpvae.training.engine import Engine
 from cdpvae.training.random_state import rng_state, set_rng_state
 
 PREFIX = "checkpoint-"
-MANIFEST = "manifest.json"
 DS_TAG = "state"
 
 # What may differ between a run and its continuation without changing a single bit of it.
@@ -109,7 +107,7 @@ class CheckpointManager:
         # Only what is complete and on the disk gets its name.
         if self.world.is_main:
             publish(temporary, final)
-            write_atomically(self.root / "latest", final.name + "\n")
+            write_text(self.root / "latest", final.name + "\n")
             self._retire()
         barrier()
         return final
@@ -225,37 +223,6 @@ def load_tensors(
         own[name].copy_(tensor)
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Hash and sync every file, write the manifest, and give the directory its name."""
-    files = sorted(p for p in temporary.rglob("*") if p.is_file() and p.name != MANIFEST)
-    manifest = {
-        str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
-        for p in files
-    }
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-    for path in [*files, temporary / MANIFEST, temporary]:
-        sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    os.rename(temporary, final)
-    sync(final.parent)
-
-
-def verify(path: Path) -> None:
-    """Compare every file with the manifest. Raises ValueError naming the first that differs."""
-    if not (path / MANIFEST).exists():
-        raise ValueError(f"{path}: no {MANIFEST}; it is no complete checkpoint")
-    for name, expected in json.loads((path / MANIFEST).read_text()).items():
-        file = path / name
-        if not file.exists():
-            raise ValueError(f"{path}: {name} is missing")
-        if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
-            raise ValueError(
-                f"{path}: {name} is damaged ({file.stat().st_size} bytes, expected "
-                f"{expected['bytes']}, or another content); use an earlier checkpoint"
-            )
-
-
 def read_pickle_safely(path: Path) -> Any:
     """torch.load that runs no code: tensors, plain containers and three DeepSpeed classes."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
@@ -268,25 +235,3 @@ def read_pickle_safely(path: Path) -> Any:
         except Exception as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{path}: refused, not a plain state file: {reason}") from error
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readers see the old text or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text)
-    sync(temporary)
-    os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""Engines: results in order, bounded work under way, one exact result wherever workers run."""
+"""Executors: results in order, bounded work under way, one exact result wherever workers run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cdpvae.config import DataConfig
-from cdpvae.preprocessing.executors import LocalEngine, Ready, make_engine
+from cdpvae.preprocessing.executors import LocalExecutor, Ready, make_executor
 from cdpvae.preprocessing.pipeline import preprocess
 from cdpvae.preprocessing.stages.candidates import Candidates
 from support.processed import MIXED, files_of, mixed_records
@@ -60,7 +60,7 @@ class Dies(Square):
 
 def test_results_come_in_order_from_other_processes():
     tasks = [0, 1, Ready("known"), *range(2, 12), Ready("last")]
-    found = list(LocalEngine(2).map(Square(100), iter(tasks)))
+    found = list(LocalExecutor(2).map(Square(100), iter(tasks)))
     assert found[2] == "known" and found[-1] == "last"
     computed = [result for result in found if not isinstance(result, str)]
     assert [value for value, _ in computed] == [100 + n * n for n in range(12)]
@@ -74,7 +74,7 @@ def test_results_come_in_order_from_other_processes():
     ids=["one worker", "one task"],
 )
 def test_no_process_starts_for_nothing(workers, tasks):
-    found = list(LocalEngine(workers).map(Square(0), tasks))
+    found = list(LocalExecutor(workers).map(Square(0), tasks))
     here = [result[1] for result in found if not isinstance(result, str)]
     assert set(here) == {os.getpid()} and len(found) == 3
 
@@ -88,14 +88,14 @@ def test_tasks_are_drawn_as_they_are_needed():
             drawn.append(number)
             yield number
 
-    results = LocalEngine(2).map(Square(0), tasks())
+    results = LocalExecutor(2).map(Square(0), tasks())
     next(results)
     assert len(drawn) <= 2 + 2
     results.close()
 
 
 def test_an_error_of_a_worker_is_the_callers_error():
-    results = LocalEngine(2).map(Fails(0), range(10))
+    results = LocalExecutor(2).map(Fails(0), range(10))
     with pytest.raises(OSError, match="No space left") as caught:
         list(results)
     assert (caught.value.errno, caught.value.filename) == (28, "/some/file")
@@ -103,7 +103,7 @@ def test_an_error_of_a_worker_is_the_callers_error():
 
 def test_a_dead_worker_is_one_clear_error():
     with pytest.raises(OSError, match="one of 2 worker processes died.*run again to continue"):
-        list(LocalEngine(2).map(Dies(0), range(10)))
+        list(LocalExecutor(2).map(Dies(0), range(10)))
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
@@ -111,12 +111,12 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
         "import time, os\n"
-        "from cdpvae.preprocessing.executors import LocalEngine\n"
+        "from cdpvae.preprocessing.executors import LocalExecutor\n"
         "class Work:\n"
         "    def __call__(self, task):\n"
         "        return os.getpid()\n"
         "if __name__ == '__main__':\n"
-        "    for pid in LocalEngine(2).map(Work(), iter(int, 1)):\n"
+        "    for pid in LocalExecutor(2).map(Work(), iter(int, 1)):\n"
         "        print(pid, flush=True)\n"
     )
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as run:
@@ -128,9 +128,9 @@ def test_workers_end_with_a_killed_parent(tmp_path):
         time.sleep(0.05)
 
 
-def test_an_unknown_engine_is_refused():
+def test_an_unknown_executor_is_refused():
     with pytest.raises(ValueError, match="executor='slurm' must be local or ray"):
-        make_engine("slurm", None)
+        make_executor("slurm", None)
 
 
 def test_a_shard_on_another_nodes_disk_is_an_error(tmp_path):
@@ -142,7 +142,7 @@ def test_a_shard_on_another_nodes_disk_is_an_error(tmp_path):
 @pytest.fixture(scope="module")
 def ray_cluster():
     """Two nodes with one core each, on this machine."""
-    pytest.importorskip("ray", reason="the engine's test needs Ray: pip install cdpvae[cluster]")
+    pytest.importorskip("ray", reason="the test needs Ray: pip install cdpvae[cluster]")
     import ray
     from ray.cluster_utils import Cluster
 
@@ -173,15 +173,15 @@ def test_a_cluster_of_two_nodes_gives_the_single_machines_bytes(tmp_path, wrappe
     assert files_of(there.path) == files_of(here.path)
     assert there.manifest["run"]["executor"] == "ray"
     nodes = [node for node in ray_cluster.nodes() if node["Alive"]]
-    assert len(nodes) == 2 and make_engine("ray", None).workers == 2
+    assert len(nodes) == 2 and make_executor("ray", None).workers == 2
 
 
 @pytest.mark.timeout(300)
 def test_ray_computes_on_both_nodes_and_passes_errors_on(ray_cluster, tmp_path):
-    engine = make_engine("ray", 2)
-    found = list(engine.map(Meets(tmp_path), [*range(6), Ready("known")]))
+    executor = make_executor("ray", 2)
+    found = list(executor.map(Meets(tmp_path), [*range(6), Ready("known")]))
     values, processes = zip(*found[:-1], strict=True)
     assert found[-1] == "known" and list(values) == [n * n for n in range(6)]
     assert len(set(processes)) == 2
     with pytest.raises(OSError, match="No space left"):
-        list(engine.map(Fails(0), range(10)))
+        list(executor.map(Fails(0), range(10)))

@@ -22,7 +22,7 @@ from cdpvae import files
 from cdpvae.config import DataConfig
 from cdpvae.data import LlamaTokenizerWrapper
 from cdpvae.preprocessing.pipeline import preprocess
-from cdpvae.preprocessing.report.terminal import report
+from cdpvae.preprocessing.report.terminal import terminal_report
 from support.processed import MIXED, WORDS, files_of, mixed_records
 from support.runs import REPOSITORY
 
@@ -124,7 +124,7 @@ def test_killed_and_continued_ends_in_the_same_bytes(
     else:
         pytest.fail(f"{stage} was never killed")
     if seed % 3 == 2:
-        kill_in(start(config, tokenizer_dir), work, "plan.json", delay=draw.uniform(0, 6))
+        kill_in(start(config, tokenizer_dir), work, "work.json", delay=draw.uniform(0, 6))
     last = start(config, tokenizer_dir)
     _, errors = last.communicate(timeout=300)
     assert last.returncode == 0, errors[-3000:]
@@ -193,7 +193,9 @@ def test_interrupted_at_every_write_and_continued(tmp_path, monkeypatch, wrapper
         assert files_of(tmp_path / f"out-{number}") == expected, f"write {number}: {first[-1:]}"
         assert not set(finished_by(first)) & set(second), "finished, and made again"
         number += 1
-    assert number > 12, "plan, shards, ends, cut, stage, decisions, two splits, reports, manifest"
+    assert number > 12, (
+        "work.json, shards, ends, cut, stage, decisions, two splits, reports, manifest"
+    )
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ BAD_LINES = {
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_bad_line_costs_itself_and_is_told(process, tmp_path, name):
+def test_a_bad_line_costs_itself_and_is_counted(process, tmp_path, name):
     bad, reason = BAD_LINES[name]
     path = tmp_path / "a.jsonl"
     good = [line(number) for number in range(GOOD)]
@@ -237,10 +239,10 @@ def test_a_bad_line_costs_itself_and_is_told(process, tmp_path, name):
     done = process(path)
     counts = done.manifest["counts"]
     assert (counts["read"], counts["kept"]) == (GOOD + 1, GOOD)
-    (told,) = counts["not_converted"]
-    assert reason in told
+    (counted,) = counts["not_converted"]
+    assert reason in counted
     report = json.loads((done.path / "report.json").read_text())
-    assert report["examples"][f"not converted: {told}"]["position"] == 6
+    assert report["examples"][f"not converted: {counted}"]["line"] == 6
 
 
 def test_a_line_of_50_mb_is_dropped_unread(process, tmp_path):
@@ -260,7 +262,7 @@ def test_an_unreadable_and_an_empty_file_stand_beside_the_rest(process, tmp_path
     done = process(*(tmp_path / name for name in names))
     assert done.manifest["counts"]["kept"] == GOOD
     assert list(done.manifest["problems"]) == ["empty.jsonl", "broken.jsonl.gz"]
-    text = report(done)
+    text = terminal_report(done)
     assert "NOT READ TO ITS END: empty.jsonl: input empty.jsonl: holds no record" in text
     assert "NOT READ TO ITS END: broken.jsonl.gz:" in text and "cannot be read" in text
     assert "broken.jsonl.gz" in (done.path / "report.html").read_text().split("class=funnel")[0]
@@ -292,7 +294,7 @@ def test_a_file_without_permission(process, tmp_path):
     assert "Permission denied" in done.manifest["problems"]["secret.jsonl"]
 
 
-@pytest.mark.parametrize("number", [0, 2, 5, 9], ids="plan shards decisions data".split())
+@pytest.mark.parametrize("number", [0, 2, 5, 9], ids="work shards decisions data".split())
 def test_a_full_disk_is_one_error_and_continuing_works(tmp_path, monkeypatch, wrapper, few, number):
     """Simulated at the system call: the bytes of one file do not reach the disk."""
     config = config_of(few, tmp_path / "out", workers=1, shard_records=50)
@@ -370,6 +372,23 @@ def test_a_hidden_directory_of_something_else_is_left_alone(tmp_path, wrapper, f
     with pytest.raises(ValueError, match="is in the way"):
         preprocess(config_of(few, tmp_path / "out", workers=1), wrapper, progress=False)
     assert (tmp_path / ".out.work" / "thesis.txt").read_text() == "mine"
+
+
+def test_work_of_version_0_1_0_is_not_continued(tmp_path, wrapper, few):
+    """Its candidates have other columns. Whoever deletes it starts anew."""
+    work = tmp_path / ".out.work"
+    (work / "prepare").mkdir(parents=True)
+    (work / "plan.json").write_text('{"fingerprint": "", "shard_records": 50, "content": {}}')
+    config = config_of(few, tmp_path / "out", workers=1)
+    with pytest.raises(ValueError, match=r"\.out\.work holds unfinished work of version 0\.1\.0"):
+        preprocess(config, wrapper, progress=False)
+    assert sorted(p.name for p in work.iterdir()) == ["plan.json", "prepare"]
+    shutil.rmtree(work)
+    assert preprocess(config, wrapper, progress=False).manifest["counts"]["kept"] > 50
+    # Beside a finished result such work is of no use to anyone.
+    work.mkdir()
+    (work / "plan.json").write_text("null")
+    assert preprocess(config, wrapper, progress=False).reused and not work.exists()
 
 
 def test_a_replacement_killed_half_way_loses_neither(tmp_path, wrapper, few, monkeypatch):

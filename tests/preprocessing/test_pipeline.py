@@ -7,7 +7,7 @@ from datasets import load_from_disk
 from cdpvae.config import DataConfig
 from cdpvae.data import LlamaTokenizerWrapper, PreprocessedDataset
 from cdpvae.preprocessing.pipeline import preprocess
-from cdpvae.preprocessing.report.terminal import report
+from cdpvae.preprocessing.report.terminal import terminal_report
 from support.processed import files_of, rows_of
 
 COLUMNS = ["record_id", "source", "instruction", "response", "instruction_ids", "response_ids"]
@@ -89,13 +89,15 @@ def test_counts_add_up_and_every_loss_has_a_reason(process, tmp_path, alpaca_rec
     assert done.manifest["sources"]["b.txt.gz"]["kept"] == 1
     examples = json.loads((done.path / "report.json").read_text())["examples"]
     example = examples["not converted: record is not valid JSON"]
-    assert example["position"] == 8 and '{"instruction": "cut' in example["excerpt"]
+    assert (example["record_number"], example["line"]) == (7, 8)
+    assert '{"instruction": "cut' in example["excerpt"]
     assert len(examples) == 6
     twice = examples["duplicates: exact duplicate"]
-    assert twice["position"] == 6 and twice["excerpt"] == twice["kept"]
+    assert (twice["record_number"], twice["line"]) == (5, 6)
+    assert twice["excerpt"] == twice["kept"]
     assert good[0]["instruction"] in twice["excerpt"]
     assert json.loads((done.path / "manifest.json").read_text()) == done.manifest
-    table = report(done).splitlines()
+    table = terminal_report(done).splitlines()
     assert table[3].split() == ["total", "13", "10", "2", "2", "6", *table[3].split()[6:]]
     assert "not converted: record is not valid JSON: 1" in table
 
@@ -112,7 +114,7 @@ def test_equal_settings_are_reused_others_refused(process, tmp_path, write_recor
     first = process(path)
     again = process(path)
     assert not first.reused and again.reused and again.manifest == first.manifest
-    assert "reused" in report(again)
+    assert "reused" in terminal_report(again)
     with pytest.raises(ValueError, match="made with another max_samples; .* --overwrite"):
         process(path, max_samples=4)
     assert len(rows_of(first.path)) == 10

@@ -1,4 +1,4 @@
-"""The same rows are the same bytes: whatever the workers, the shards, the engine."""
+"""The same rows are the same bytes: whatever the workers, the shards, the executor."""
 
 from __future__ import annotations
 

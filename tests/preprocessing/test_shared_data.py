@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
 from cdpvae.config import DataConfig
-from cdpvae.data import LlamaTokenizerWrapper
 from cdpvae.preprocessing.pipeline import Processed, preprocess
 from support.overlap import five_grams, pairs_by_brute_force
 from support.processed import rows_of
-from support.rows import SHARED, TOKENIZER
-
-
-@pytest.fixture(scope="module")
-def real_wrapper(tmp_path_factory) -> LlamaTokenizerWrapper:
-    if not TOKENIZER.exists():
-        pytest.skip(f"{TOKENIZER} is missing: real data lies beside the repository, not in it")
-    pytest.importorskip("sentencepiece", reason="reads the tokenizer.model of the real data")
-    directory = tmp_path_factory.mktemp("tokenizer")
-    shutil.copy(TOKENIZER, directory / "tokenizer.model")
-    return LlamaTokenizerWrapper.from_pretrained(str(directory))
+from support.rows import SHARED
 
 
 @pytest.fixture

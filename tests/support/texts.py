@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from cdpvae.data import LlamaTokenizerWrapper
+from support.rows import TOKENIZER
 
 SENTENCES = [
     "Write a short story about a quiet painter who keeps a brown horse near the village square.",
@@ -49,6 +51,17 @@ def tokenizer_dir(tmp_path_factory, wrapper) -> Path:
     path = tmp_path_factory.mktemp("tokenizer")
     wrapper.save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def real_wrapper(tmp_path_factory) -> LlamaTokenizerWrapper:
+    """A real tokenizer: SentencePiece, 32,000 pieces."""
+    if not TOKENIZER.exists():
+        pytest.skip(f"{TOKENIZER} is missing: real data lies beside the repository, not in it")
+    pytest.importorskip("sentencepiece", reason="reads the tokenizer.model of the real data")
+    directory = tmp_path_factory.mktemp("real_tokenizer")
+    shutil.copy(TOKENIZER, directory / "tokenizer.model")
+    return LlamaTokenizerWrapper.from_pretrained(str(directory))
 
 
 @pytest.fixture

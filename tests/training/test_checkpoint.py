@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdpvae import files
 from cdpvae.config import parse_settings
-from cdpvae.training import checkpoint as module
+from cdpvae.files import publish, verify
 from cdpvae.training.checkpoint import (
     CheckpointManager,
-    publish,
     read_pickle_safely,
     rng_state,
     set_rng_state,
-    verify,
 )
 from cdpvae.training.distributed import World
 from support.runs import merged, train
@@ -136,7 +135,7 @@ def test_a_write_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
     temporary = tmp_path / ".checkpoint-1.writing"
     temporary.mkdir()
     (temporary / "a.bin").write_bytes(b"content")
-    monkeypatch.setattr(module, "sync", lambda path: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(files, "flush", lambda path: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         publish(temporary, tmp_path / "checkpoint-1")
     assert not (tmp_path / "checkpoint-1").exists()

@@ -1,1 +1,1 @@
-"""Exact and near-duplicates: MinHash signatures, banding, verified clusters."""
+"""Exact and near-duplicates: MinHash signatures, locality-sensitive hashing, clusters."""

@@ -1,17 +1,17 @@
 """Which records repeat others: equal texts by their key, near-duplicates by MinHash.
 
 Two texts are near-duplicates when the Jaccard similarity of their word 5-grams is at least
-`similarity`. Candidates come from `banding`; each is verified on the texts themselves, so what is
-called a near-duplicate is one. Clusters are the connected components, and the first record of a
-cluster in reading order stays.
+`similarity`. `lsh` proposes pairs; each pair is verified on the texts themselves, so that nothing
+is called a near-duplicate by mistake. Clusters are the connected components, and the first record
+of a cluster in reading order stays.
 
 The clusters are a function of the set of texts: texts are numbered by their key, and all that
 follows sees only these numbers. So neither the order of the records nor the number of workers
 matters; only which record is the first of its cluster does.
 
-Work grows as n log n whatever the texts are: equal texts, and texts of equal shingles, become one
-before any pair is looked at; `banding` bounds the candidates of a text; pairs that are connected
-already are passed over; and of those that fail, most fail a bound computed for many at once.
+Work grows as n log n whatever the texts are. Equal texts, and texts with equal shingles, are merged
+before any pair is looked at. `lsh` bounds the number of pairs of a text. Pairs that are connected
+already are skipped. Of the pairs that fail, most fail a bound that is computed for many at once.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ import numpy as np
 
 from cdpvae.preprocessing.dedup.lsh import candidate_rounds, hash_columns
 from cdpvae.preprocessing.dedup.minhash import jaccard, shingles
+from cdpvae.preprocessing.records import compared_text
 
 KEPT, EXACT, NEAR = range(3)
-# In memory at most: sets of about 20 KB, and arrays of about 400 bytes.
+# What is held in memory at most: sets of about 20 KB, and arrays of about 400 bytes.
 CACHED_SETS = 4096
 CACHED_SLOTS = 1 << 18
-# Pairs of a chunk times slots: 1 MiB, which stays in the cache of a core.
+# A table of CHUNK_PAIRS x SLOTS bytes is 1 MiB, which stays in the cache of a core.
 SLOTS, CHUNK_PAIRS = 1 << 14, 64
 
 
 def exact_key(instruction: str, response: str) -> bytes:
-    """The 16 bytes that two exact duplicates share: the description's MD5 of both sides.
+    """Return the 16 bytes that two exact duplicates share: the description's MD5 of both sides.
 
-    MD5 is a fingerprint here, not a safeguard.
+    MD5 serves as a fingerprint here, not as a safeguard.
     """
-    text = f"{instruction}\n{response}".encode("utf-8", "surrogatepass")
+    text = compared_text(instruction, response).encode("utf-8", "surrogatepass")
     return hashlib.md5(text, usedforsecurity=False).digest()
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What became of n records, all (n,).
+    """Which of n records are duplicates, and of what; each column (n,).
 
-    keeper: int64, the record that stays in this one's place; itself when it stays.
-    cluster: int64, equal for records of one cluster: its first record.
+    keeper: int64, the record that stays in the place of this one; a kept record is its own keeper.
+    cluster: int64, the first record of the cluster, equal for all its records.
     kind: int8, KEPT, EXACT (an earlier record has the same texts) or NEAR.
     """
 
@@ -65,17 +66,23 @@ def find_duplicates(
     similarity: float,
     shingle_words: int,
 ) -> Duplicates:
-    """Exact duplicates, and near-duplicates when there are signatures.
+    """Find exact duplicates, and near-duplicates when there are signatures.
 
-    keys: (n,) of 16 bytes (`exact_key`). signatures: (n, P) uint32 (`minhash.Signer`).
-    texts: index -> the text that was signed; asked for candidates only, perhaps twice.
+    keys (n,): 16 bytes each (`exact_key`).
+    signatures (n, P): uint32 (`minhash.Signer`); None to look for exact duplicates only.
+    texts: returns the signed text of a record; asked for texts in proposed pairs, perhaps twice.
+    similarity: Jaccard similarity from which two texts are near-duplicates.
+    shingle_words: words in a shingle.
+
     Raises ValueError when the signatures are too short for `similarity`.
     """
+    # Number the distinct texts, and cluster them.
     first, text_of = _distinct(np.asarray(keys, "V16"))
     cluster_of_text = np.arange(len(first))
     if signatures is not None and len(first) > 1:
         near = _NearDuplicates(signatures, first, texts, similarity, shingle_words)
         cluster_of_text = near.clusters()
+    # The first record of each cluster, in reading order, stays.
     label = cluster_of_text[text_of]
     earliest = np.full(len(first), len(label), np.int64)
     np.minimum.at(earliest, label, np.arange(len(label)))
@@ -86,7 +93,12 @@ def find_duplicates(
 
 
 def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) keys -> (u,) first record of each distinct key, in key order; (n,) number of its key."""
+    """Assign numbers to the distinct keys.
+
+    keys: (n,). Returns (u,) the first record of each distinct key, in key order, and (n,) the
+    number of each record's key.
+    """
+    # Sort the 16 bytes as two integers; equal keys then stand together.
     halves = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)
     order = np.lexsort([halves[:, 1], halves[:, 0]])
     new = np.ones(len(order), bool)
@@ -98,7 +110,14 @@ def _distinct(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _NearDuplicates:
-    """Texts 0 .. d-1, which are the records `record_of`; no two have the same key."""
+    """Clusters texts 0 .. d-1, no two of which have the same key.
+
+    signatures (n, P): the signatures of all records.
+    record_of (d,): the record that each text belongs to.
+    texts: returns the text of a record.
+    similarity: Jaccard similarity from which two texts are near-duplicates.
+    shingle_words: words in a shingle.
+    """
 
     def __init__(
         self,
@@ -116,13 +135,13 @@ class _NearDuplicates:
         self.slots_of = functools.lru_cache(CACHED_SLOTS)(lambda text: _slots(self.set_of(text)))
 
     def clusters(self) -> np.ndarray:
-        """(d,) equal for texts of one cluster, each the number of a text of it."""
+        """Return for each text the number of one text of its cluster, equal within it, (d,)."""
         distinct = self._join_equal_sets()
         rounds = candidate_rounds(
             self.signatures,
             self.record_of[distinct],
             self.similarity,
-            lambda left, right: self._open(distinct[left], distinct[right]),
+            lambda left, right: self._unconnected(distinct[left], distinct[right]),
         )
         for left, right in rounds:
             for at in range(0, len(left), CHUNK_PAIRS):
@@ -131,39 +150,43 @@ class _NearDuplicates:
         return self.components.label
 
     def _join_equal_sets(self) -> np.ndarray:
-        """Join texts of equal shingles -> one of each, ascending.
+        """Join texts with equal shingles; return one text of each such group, ascending.
 
-        Equal sets have the same similarity to every third set, so one stands for all. Of 100,000
-        such texts, as a changed date in the punctuation makes them, no two are compared.
+        Equal sets have the same similarity to every other set, so that one represents all. Of
+        100,000 texts that differ in punctuation only, no two are compared.
         """
+        # Equal signatures are needed for equal sets, and are quickly found.
         every = range(self.signatures.shape[1])
         code = hash_columns(self.signatures, self.record_of, every)
         _, group, size = np.unique(code, return_inverse=True, return_counts=True)
-        stands = np.ones(len(group), bool)
+        # Of those, texts whose sets are equal are joined.
+        represents = np.ones(len(group), bool)
         seen: dict[bytes, int] = {}
         for text in np.flatnonzero(size[group] > 1).tolist():
             representative = seen.setdefault(_fingerprint(self.set_of(text)), text)
             if representative != text:
                 self.components.join(representative, text)
-                stands[text] = False
-        return np.flatnonzero(stands)
+                represents[text] = False
+        return np.flatnonzero(represents)
 
-    def _open(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-        """(m,) which pairs are not connected."""
+    def _unconnected(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Say which pairs are not connected yet, (m,) bool."""
         label = self.components.label
         return label[left] != label[right]
 
     def _join_similar(self, left: np.ndarray, right: np.ndarray) -> None:
-        """Join the pairs that are alike, which the texts themselves say; m is CHUNK_PAIRS or less.
+        """Join the pairs whose texts are similar. left, right: (m,) with m <= CHUNK_PAIRS.
 
         Equal shingles are in equal slots, so that shared slots bound the shared shingles from
         above, whatever the slots are.
         """
+        # Rule out most pairs by the bound, all of them at once.
         one, other = left.tolist(), right.tolist()
         slots = [self.slots_of(text) for text in one], [self.slots_of(text) for text in other]
         sizes = [np.fromiter(map(len, side), np.int64, len(side)) for side in slots]
         shared = _shared_slots(*slots, *sizes)
         possible = shared >= self.similarity * (sizes[0] + sizes[1] - shared) - 1e-6
+        # Compare the shingles of the others.
         for pair in np.flatnonzero(possible).tolist():
             if self.components.label[one[pair]] == self.components.label[other[pair]]:
                 continue
@@ -172,8 +195,8 @@ class _NearDuplicates:
 
 
 def _slots(elements: frozenset[str]) -> np.ndarray:
-    """(len,) uint16 below SLOTS, one for each element."""
-    # Differs between processes, but what is decided by it does not.
+    """Return a slot below SLOTS for each element, (len,) uint16."""
+    # Hashes of texts differ between processes; what is decided by the slots does not.
     hashes = np.fromiter(map(hash, elements), np.int64, len(elements))
     return (hashes & (SLOTS - 1)).astype(np.uint16)
 
@@ -184,7 +207,13 @@ def _shared_slots(
     left_sizes: np.ndarray,
     right_sizes: np.ndarray,
 ) -> np.ndarray:
-    """(m,) elements of each right array whose slot some element of its left array has."""
+    """Count for each of m pairs the right elements whose slot a left element has too, (m,).
+
+    left, right: the slots of both sides.
+    left_sizes (m,): their numbers on the left.
+    right_sizes (m,): their numbers on the right.
+    """
+    # Mark the slots of each left side, then look up those of its right side.
     table = np.zeros((len(left), SLOTS), bool)
     pairs = np.arange(len(left))
     table[np.repeat(pairs, left_sizes), np.concatenate(left)] = True
@@ -194,15 +223,15 @@ def _shared_slots(
 
 
 def _fingerprint(elements: frozenset[str]) -> bytes:
-    """16 bytes, equal for equal sets."""
+    """Return 16 bytes that are equal for equal sets."""
     joined = "\n".join(sorted(elements)).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(joined, digest_size=16).digest()
 
 
 class _Components:
-    """Connected components of 0 .. n-1 under joins; label: (n,) equal within a component.
+    """Connected components of 0 .. n-1 under joins. label: (n,), equal within a component.
 
-    The smaller component takes the larger one's label: n log n relabellings in all.
+    The smaller component takes the label of the larger one: n log n relabellings in all.
     """
 
     def __init__(self, count: int) -> None:
@@ -210,7 +239,7 @@ class _Components:
         self._members: dict[int, list[int]] = {}
 
     def join(self, one: int, other: int) -> None:
-        """Make the components of two members one."""
+        """Merge the components of two members."""
         keep, give = int(self.label[one]), int(self.label[other])
         if keep == give:
             return

@@ -1,12 +1,13 @@
-"""MinHash signatures: how alike two texts are, from a few numbers each.
+"""MinHash signatures: how similar two texts are, from a few numbers each.
 
 A text is the set of its word 5-grams (Broder 1997). A signature holds, for each of P permutations
 of the 32-bit integers, the smallest image of a hash of a shingle; two signatures agree at a
 position with probability equal to the Jaccard similarity of the sets. The permutations are those
 of datasketch's scheme `affine32`, so that both give the same signature for the same hashes.
 
-Words are runs of letters, digits and underscores in lower case: what differs in case, punctuation
-or spacing only is the same text. Scripts that put no space between words count each character.
+Words are runs of letters, digits and underscores in lower case: texts that differ in case,
+punctuation or spacing only are the same text. In scripts without spaces between words each
+character counts as a word.
 """
 
 from __future__ import annotations
@@ -23,36 +24,36 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U
 _ASCII_WORD = re.compile(r"\w+")
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
-# Shingles that are permuted at a time: half of a core's second-level cache.
+# How many shingles are permuted at a time: half of a core's second-level cache.
 BLOCK_SHINGLES = 1 << 15
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def words(text: str) -> list[str]:
-    """The words of a text; of a text without any, what stands between its spaces."""
+    """Return the words of a text; in a text without words, what stands between its spaces."""
     lowered = text.lower()
     pattern = _ASCII_WORD if lowered.isascii() else _WORD
     return pattern.findall(lowered) or lowered.split()
 
 
 def shingles(text: str, shingle_words: int) -> frozenset[str]:
-    """All runs of `shingle_words` words; a shorter text is one shingle, also an empty text."""
+    """Return all runs of `shingle_words` words; a shorter or empty text is one shingle."""
     found = words(text)
     last = max(1, len(found) - shingle_words + 1)
     return frozenset(" ".join(found[at : at + shingle_words]) for at in range(last))
 
 
 def jaccard(left: frozenset[str], right: frozenset[str]) -> float:
-    """Shared elements over all elements, of two sets that are not both empty."""
+    """Return shared elements over all elements of two sets that are not both empty."""
     shared = len(left & right)
     return shared / (len(left) + len(right) - shared)
 
 
 class Signer:
-    """Texts -> signatures, the same for any way to cut the texts into batches.
+    """Signs texts; the signatures do not depend on how texts are cut into batches. Picklable.
 
     num_permutations: P, numbers in a signature. shingle_words: words in a shingle. seed: of the
-    permutations. Picklable.
+    permutations. Raises ValueError for numbers below 1.
     """
 
     def __init__(self, num_permutations: int, shingle_words: int, seed: int = 1) -> None:
@@ -70,7 +71,8 @@ class Signer:
         self._b = draw.randint(0, 1 << 32, num_permutations, np.uint32)
 
     def signatures(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, P) uint32."""
+        """Return the signatures of n texts, (n, P) uint32."""
+        # Words are hashed once for all texts of the call.
         signatures = np.empty((len(texts), self.num_permutations), np.uint32)
         hash_of = _WordHashes()
         at = 0
@@ -81,11 +83,11 @@ class Signer:
         return signatures
 
     def hashes(self, text: str) -> np.ndarray:
-        """(shingles,) uint32 hashes of a text's shingles in order: what is permuted."""
+        """Return the hashes of a text's shingles in order, which are permuted: (S,) uint32."""
         return self._hashes([self._padded(text)], _WordHashes())[0]
 
     def _blocks(self, texts: Sequence[str]) -> Iterator[list[list[str]]]:
-        """The words of consecutive texts, about BLOCK_SHINGLES of them together."""
+        """Yield the words of consecutive texts, about BLOCK_SHINGLES words at a time."""
         block: list[list[str]] = []
         size = 0
         for text in texts:
@@ -98,14 +100,15 @@ class Signer:
             yield block
 
     def _padded(self, text: str) -> list[str]:
-        """Words of a text, at least one shingle long."""
+        """Return the words of a text, filled up to the length of a shingle."""
         found = words(text)
         return found + [""] * (self.shingle_words - len(found))
 
     def _hashes(
         self, block: list[list[str]], hash_of: _WordHashes
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(S,) uint32 shingle hashes of all texts, and (n,) where each text's begin."""
+        """Return the shingle hashes of all texts, (S,) uint32, and where each text begins, (n,)."""
+        # Hash each word once, and each run of words from the hashes of its words.
         lengths = np.fromiter(map(len, block), np.int64, len(block))
         flat = chain.from_iterable(block)
         of_words = np.fromiter(map(hash_of.__getitem__, flat), np.uint64, int(lengths.sum()))
@@ -115,7 +118,7 @@ class Signer:
         for offset in range(1, width):
             rolled *= _MIX
             rolled += of_words[offset : offset + count]
-        # Windows that reach into the next text are none of either.
+        # A run that reaches into the next text belongs to neither text.
         inside = np.ones(count, bool)
         ends = np.cumsum(lengths)
         for offset in range(1, width):
@@ -125,6 +128,7 @@ class Signer:
 
     def _permute(self, hashes: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n, P) with the smallest image of each text's hashes."""
+        # One permutation at a time keeps the images in the cache of a core.
         mixed = _murmur_finalizer(hashes)
         images = np.empty_like(mixed)
         smallest = np.empty((self.num_permutations, len(starts)), np.uint32)
@@ -136,7 +140,7 @@ class Signer:
 
 
 class _WordHashes(dict[str, int]):
-    """word -> 64 bits, the same in every process, computed once a word."""
+    """Maps a word to 64 bits, the same in every process, computed once for each word."""
 
     def __missing__(self, word: str) -> int:
         digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
@@ -145,12 +149,12 @@ class _WordHashes(dict[str, int]):
 
 
 def _to_32_bits(rolled: np.ndarray) -> np.ndarray:
-    """uint64 -> uint32 that depends on every bit."""
+    """Reduce uint64 to uint32 that depends on every bit."""
     return ((rolled ^ (rolled >> np.uint64(29))) * _MIX >> np.uint64(32)).astype(np.uint32)
 
 
 def _murmur_finalizer(hashes: np.ndarray) -> np.ndarray:
-    """MurmurHash3's 32-bit finalizer, a permutation: spreads hashes before the affine ones."""
+    """Spread hashes before the affine permutations: MurmurHash3's finalizer, a permutation."""
     mixed = hashes ^ (hashes >> np.uint32(16))
     mixed *= np.uint32(0x85EBCA6B)
     mixed ^= mixed >> np.uint32(13)

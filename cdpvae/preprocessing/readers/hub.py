@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cdpvae.preprocessing.readers.record import RawRecord
+from cdpvae.preprocessing.records import RawRecord
 
+# Other splits of a data set are for evaluation.
 SPLIT = "train"
 
 
 def read_hub(name: str, start: int = 0) -> Iterator[RawRecord]:
-    """Rows of the split `train` from number `start` on, counted from 0.
+    """Stream the rows of the split `train` from number `start` on, counted from 0.
 
-    Raises ValueError when the hub does not answer, at the start or on the way: running again
-    continues. What has been read is no reason to go on without the rest.
+    Raises ValueError when the hub does not answer, at the start or in between: running again
+    continues. Going on with only a part of the data is no option.
     """
-    position = start
+    rows_read = start
     # The library lets errors of its HTTP clients, file formats and caches through as they are.
     try:
         from datasets import load_dataset
 
         rows = load_dataset(name, split=SPLIT, streaming=True)
         for row in rows.skip(start) if start else rows:
-            position += 1
-            yield RawRecord(position, row)
+            rows_read += 1
+            yield RawRecord(row)
     except Exception as error:
-        where = f"stopped after row {position:,}" if position > start else "cannot be loaded"
+        where = f"stopped after row {rows_read:,}" if rows_read > start else "cannot be loaded"
         raise ValueError(
             f"hub data set {name}: {where}: {_one_line(error)}; try again, or give local files "
             "with --input"

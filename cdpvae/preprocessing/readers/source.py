@@ -2,14 +2,13 @@
 
 Files, each by its ending: `.json` (an array; one object a line is read as well, a common misnomer),
 `.jsonl`, `.ndjson`, `.txt` (one text a line), `.csv`, `.tsv`, all also with `.gz`, and `.parquet`.
-The modules in `reading/` stream them: memory does not grow with the input. What cannot be read is
-handed on as a problem in its place, never fatal; an input of which nothing can be read is a
-ValueError. `docs/formats.md` has every rule.
+The other modules of this folder stream them: memory does not grow with the input. A record that
+cannot be read becomes a problem in its place and stops nothing; an input of which nothing can be
+read is a ValueError. `docs/formats.md` has every rule.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Iterator
@@ -17,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cdpvae import files
 from cdpvae.preprocessing.formats.convert import detect
 from cdpvae.preprocessing.readers.hub import read_hub
 from cdpvae.preprocessing.readers.json_array import read_array
 from cdpvae.preprocessing.readers.json_text import parse_json
 from cdpvae.preprocessing.readers.lines import DAMAGE, filled_lines, first_line, parse_text
 from cdpvae.preprocessing.readers.parquet import read_parquet
-from cdpvae.preprocessing.readers.record import RawRecord, Unreadable
+from cdpvae.preprocessing.readers.problems import Unreadable
 from cdpvae.preprocessing.readers.tables import read_csv, read_tsv
+from cdpvae.preprocessing.records import RawRecord
 
-__all__ = ["EXTENSIONS", "PHASES", "RawRecord", "Source"]
-
+# The hub data sets of the description's three phases.
 PHASES: dict[int, tuple[str, ...]] = {
     1: ("mlabonne/FineTome-100k",),
     2: ("teknium/OpenHermes-2.5", "WizardLMTeam/WizardLM_evol_instruct_V2_196k"),
@@ -39,14 +39,18 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """One input. name: file name or hub id. path: None for the hub."""
+    """One input. name: file name or hub id. path: the file, None for the hub."""
 
     name: str
     path: Path | None
 
     @classmethod
     def parse(cls, text: str) -> Source:
-        """A file that exists, or a hub id `owner/name`. Raises ValueError for anything else."""
+        """Parse the path of a file that exists, or a hub id `owner/name`.
+
+        Raises ValueError for anything else.
+        """
+        # A file that exists counts before a hub id of the same spelling.
         path = Path(text)
         try:
             exists, is_directory = path.exists(), path.is_dir()
@@ -57,28 +61,29 @@ class Source:
         if exists:
             _kind(path)
             return cls(path.name, path)
+        # A path with a known ending is a file that is missing, not a data set of the hub.
         suffixes = {suffix.lower() for suffix in path.suffixes}
         if _HUB_ID.fullmatch(text) and not suffixes & {*EXTENSIONS, ".gz"}:
             return cls(text, None)
         raise ValueError(f"input {text!r}: no such file, and no hub id of the form owner/name")
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another: name, and for a file its size and SHA-256."""
+        """Return what tells this input from others: name, and for a file its size and SHA-256."""
         if self.path is None:
             return {"hub": self.name}
         try:
-            with self.path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = files.sha256(self.path)
             return {"file": self.name, "bytes": self.path.stat().st_size, "sha256": digest}
         except OSError as error:
             raise ValueError(f"input {self.path}: cannot be read: {error.strerror}") from None
 
     def records(self, start: int = 0) -> Iterator[RawRecord]:
-        """Every record from number `start` on, counted from 0, in the same order each time.
+        """Read every record from number `start` on, counted from 0, in the same order each time.
 
-        Records before `start` are found but not parsed; of Parquet and the hub, not even read.
+        Records before `start` are found but not parsed; those of Parquet and the hub are not read.
         Raises ValueError when nothing of the input can be read, or when the hub stops answering.
         """
+        # The hub has errors of its own; those of a file are completed with its name.
         if self.path is None:
             yield from read_hub(self.name, start)
             return
@@ -91,11 +96,12 @@ class Source:
 
 
 def _kind(path: Path) -> str:
-    """The extension that says how to read the file, without `.gz`."""
+    """Return the extension that says how to read the file, without `.gz`."""
     name = path.name.lower()
     stem = name.removesuffix(".gz")
     kind = next((ending for ending in EXTENSIONS if stem.endswith(ending)), None)
-    if kind == ".parquet" and stem != name:  # it compresses its columns itself
+    # Parquet compresses its columns itself.
+    if kind == ".parquet" and stem != name:
         kind = None
     if kind is None:
         raise ValueError(
@@ -106,6 +112,8 @@ def _kind(path: Path) -> str:
 
 
 def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
+    """Read a local file from record `start` on with the reader for its extension."""
+    # Binary and tabular files have readers of their own.
     kind = _kind(path)
     if kind == ".parquet":
         return read_parquet(path, start)
@@ -113,6 +121,7 @@ def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
         return itertools.islice(read_csv(path), start, None)
     if kind == ".tsv":
         return itertools.islice(read_tsv(path, _names_a_format), start, None)
+    # Lines and arrays are cut first and parsed after the records before `start` are skipped.
     if kind == ".txt":
         return map(parse_text, itertools.islice(filled_lines(path), start, None))
     found = read_array(path) if kind == ".json" and _is_array(path) else filled_lines(path)
@@ -120,12 +129,16 @@ def _read_file(path: Path, start: int) -> Iterator[RawRecord]:
 
 
 def _names_a_format(names: list[str]) -> bool:
-    """Whether these are names of columns: a record that had them would be of a known format."""
+    """Say whether these are names of columns: a record with such keys has a known format."""
     return detect(dict.fromkeys(names, "filled")) is not None
 
 
 def _is_array(path: Path) -> bool:
-    """By the first byte. Raises Unreadable for JSON that is no sequence of records."""
+    """Say by its first byte whether a JSON file is an array.
+
+    Raises Unreadable for JSON that is no sequence of records.
+    """
+    # One object a line is often called .json as well.
     line = first_line(path)
     if line[:1] in (b"[", b""):
         return line[:1] == b"["

@@ -1,12 +1,12 @@
 """CSV and TSV: rows to records with the columns as keys, all values as text.
 
-Quotes as RFC 4180 has them: a field in quotes may hold delimiters, line ends and doubled quotes;
-inside a field that does not begin with one, a quote is a character. In TSV, where quotes usually
-mean nothing, a row that cannot be read so is read again with quotes as characters.
+Quotes follow RFC 4180: a field in quotes may hold delimiters, line ends and doubled quotes; inside
+a field that does not begin with a quote, a quote is a character. In TSV, where quotes usually mean
+nothing, a row that these rules cannot read is read again with quotes as characters.
 
-One stray quote must not swallow the rest of a file. A row of several lines whose quotes do not
-come out is a problem for its first line only, and reading goes on with the second. A row that is in
-order but has another number of columns is one problem, however many lines it has.
+One stray quote must not swallow the rest of a file. A row of several lines whose quotes are not
+closed is a problem for its first line only, and reading goes on with the second. A valid row with
+another number of columns is one problem, however many lines it has.
 
 Header: the first row of a CSV file always; the first row of a TSV file when its names make a known
 format. Other TSV files have the columns `column_1`, `column_2` and so on.
@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cdpvae.preprocessing.readers import record
+from cdpvae.preprocessing.readers import problems
 from cdpvae.preprocessing.readers.lines import read_lines
-from cdpvae.preprocessing.readers.record import NOT_UTF8, NUL_BYTES, RawRecord, Unreadable, excerpt
+from cdpvae.preprocessing.readers.problems import NOT_UTF8, NUL_BYTES, Unreadable
+from cdpvae.preprocessing.records import RawRecord, excerpt
 
-# A quote that is not closed within so many lines is a stray one.
+# A quote that is not closed within so many lines is a stray quote.
 MAX_ROW_LINES = 10_000
 BAD_ROW = "row is not valid CSV"
 WRONG_COLUMNS = "row has another number of columns than the table"
@@ -32,35 +33,41 @@ IsHeader = Callable[[list[str]], bool]
 
 
 def read_csv(path: Path) -> Iterator[RawRecord]:
-    """Rows of a comma-separated file. Raises Unreadable when its header cannot be read."""
+    """Read the rows of a comma-separated file. Raises Unreadable when its header cannot be read."""
     return _read_table(path, ",", lambda names: True)
 
 
 def read_tsv(path: Path, is_header: IsHeader) -> Iterator[RawRecord]:
-    """Rows of a tab-separated file. is_header: whether the cells of the first row are names."""
+    """Read the rows of a tab-separated file.
+
+    is_header: says whether the cells of the first row are names.
+    """
     return _read_table(path, "\t", is_header)
 
 
 def _read_table(path: Path, delimiter: str, is_header: IsHeader) -> Iterator[RawRecord]:
+    """Read rows as objects whose keys are the columns' names."""
     rows = _Rows(read_lines(path), delimiter)
     names: list[str] | None = None
     for row in rows:
         if row.problem:
+            # Without its header a CSV file has no names for any row.
             if names is None and delimiter == ",":
                 raise Unreadable(f"its header cannot be read: {row.problem}: {row.detail}")
             yield row
             continue
+        # The first row decides the number of columns, and is the header or a record.
         if names is None:
             rows.width = len(row.value)
             if is_header(row.value):
                 names = _column_names(row.value)
                 continue
             names = _column_names([""] * rows.width)
-        yield RawRecord(row.position, dict(zip(names, row.value, strict=True)))
+        yield RawRecord(dict(zip(names, row.value, strict=True)), row.line)
 
 
 def _column_names(cells: list[str]) -> list[str]:
-    """The names, numbered where there is none. Raises Unreadable when one comes twice."""
+    """Strip the names and number the empty ones. Raises Unreadable when a name comes twice."""
     names = [cell.strip() or f"column_{number}" for number, cell in enumerate(cells, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -69,7 +76,10 @@ def _column_names(cells: list[str]) -> list[str]:
 
 
 class _Rows:
-    """Lines in, rows out: raw records whose value is a list of cells. width: cells, if known."""
+    """Turns lines into rows: raw records whose value is a list of cells.
+
+    width: the number of columns, None until the first row has been read.
+    """
 
     def __init__(self, lines: Iterator[RawRecord], delimiter: str) -> None:
         self.width: int | None = None
@@ -78,6 +88,7 @@ class _Rows:
         self._reader = csv.reader(self._supply, delimiter=delimiter, strict=True)
 
     def __iter__(self) -> Iterator[RawRecord]:
+        # Blank lines between rows are no rows; inside a quoted field they belong to it.
         while (line := self._supply.peek()) is not None:
             if line.problem:
                 yield self._supply.pop()
@@ -87,6 +98,8 @@ class _Rows:
                 yield self._row()
 
     def _row(self) -> RawRecord:
+        """Read the row that begins with the next line, or the problem with it."""
+        # Let the csv module take as many lines as it needs.
         self._supply.begin_row()
         cells, problem, detail = None, BAD_ROW, ""
         try:
@@ -96,27 +109,29 @@ class _Rows:
         first, *more = self._supply.taken
         if cells is not None and self._fits(cells):
             return _checked(first, cells)
+        # A row of a TSV file may fit when its quotes are read as characters.
         if self._delimiter == "\t":
             literal = _text(first.value).rstrip("\r\n").split("\t")
             if self._fits(literal):
                 self._supply.give_back(more)
                 return _checked(first, literal)
+        # Unclosed quotes cost the first line only; a wrong number of columns costs all lines.
         if cells is None:
             self._supply.give_back(more)
         else:
             problem = WRONG_COLUMNS
             detail = f"{len(cells)} where the table has {self.width}"
             if more:
-                detail += f", lines {first.position} to {more[-1].position}"
+                detail += f", lines {first.line} to {more[-1].line}"
         detail = f"{detail}: {excerpt(first.value)}"
-        return RawRecord(first.position, problem=problem, detail=detail)
+        return RawRecord(line=first.line, problem=problem, detail=detail)
 
     def _fits(self, cells: list[str]) -> bool:
         return self.width in (None, len(cells))
 
     def _next_cells(self) -> list[str]:
-        # The module's limit is one for the process; what others set is put back at once.
-        before = csv.field_size_limit(record.MAX_RECORD_BYTES)
+        # The csv module has one limit for the whole process; the former one is restored at once.
+        before = csv.field_size_limit(problems.MAX_RECORD_BYTES)
         try:
             return next(self._reader)
         finally:
@@ -124,11 +139,14 @@ class _Rows:
 
 
 class _Unfinished(Exception):
-    """A row goes on beyond what a row may hold."""
+    """A row goes on beyond MAX_ROW_LINES, MAX_RECORD_BYTES or a line that can be read."""
 
 
 class _Supply:
-    """Lines for the csv module, which takes as many as a row has. taken: those of this row."""
+    """Hands lines to the csv module, which takes as many as a row has.
+
+    taken: the lines of the current row.
+    """
 
     def __init__(self, lines: Iterator[RawRecord]) -> None:
         self._lines = lines
@@ -136,6 +154,7 @@ class _Supply:
         self.begin_row()
 
     def begin_row(self) -> None:
+        """Forget the lines of the row before."""
         self.taken: list[RawRecord] = []
         self._size = 0
 
@@ -143,10 +162,11 @@ class _Supply:
         return self
 
     def __next__(self) -> str:
+        # Each check ends a row that a stray quote would let grow without end.
         line = self.peek()
         if line is None:
             raise StopIteration
-        if len(self.taken) >= MAX_ROW_LINES or self._size > record.MAX_RECORD_BYTES:
+        if len(self.taken) >= MAX_ROW_LINES or self._size > problems.MAX_RECORD_BYTES:
             raise _Unfinished(f"no end of the row within {len(self.taken):,} lines")
         if line.problem:
             raise _Unfinished(f"the row goes on into a line that cannot be read: {line.problem}")
@@ -155,25 +175,28 @@ class _Supply:
         return _text(line.value)
 
     def peek(self) -> RawRecord | None:
-        """The next line, which stays; None at the end."""
+        """Return the next line without taking it; None at the end."""
         if not self._ahead and (line := next(self._lines, None)) is not None:
             self._ahead.append(line)
         return self._ahead[0] if self._ahead else None
 
     def pop(self) -> RawRecord:
+        """Take the line that `peek` has returned."""
         return self._ahead.popleft()
 
     def give_back(self, lines: list[RawRecord]) -> None:
+        """Put lines back in front of those that have not been taken."""
         self._ahead.extendleft(reversed(lines))
 
 
 def _text(line: bytes) -> str:
-    """Bytes that are not UTF-8 stay, as surrogates, so that they cost their row only."""
+    """Decode a line. Bytes that are not UTF-8 become surrogates, which cost their row only."""
     return line.decode("utf-8", "surrogateescape")
 
 
 def _checked(line: RawRecord, cells: list[str]) -> RawRecord:
-    """The row, or the problem with its characters."""
+    """Return the row, or the problem with its characters. line: the first line of the row."""
+    # What the csv module lets pass must be text that can be stored.
     text = "".join(cells)
     problem = NUL_BYTES if "\0" in text else None
     try:
@@ -181,5 +204,5 @@ def _checked(line: RawRecord, cells: list[str]) -> RawRecord:
     except UnicodeEncodeError:
         problem = NOT_UTF8
     if problem:
-        return RawRecord(line.position, problem=problem, detail=excerpt(line.value))
-    return RawRecord(line.position, cells)
+        return RawRecord(line=line.line, problem=problem, detail=excerpt(line.value))
+    return RawRecord(cells, line.line)

@@ -1,1 +1,1 @@
-"""What happened to every record: totals, the terminal table, the HTML page."""
+"""The report: totals of all shards, a page of HTML, and a table for the terminal."""

@@ -1,4 +1,4 @@
-"""The look of the HTML report: system fonts, one column, colours by role in light and dark."""
+"""The style of the HTML report: system fonts, one column, colours by role in light and dark."""
 
 STYLE = """
 :root { color-scheme: light dark;
@@ -33,9 +33,9 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   background: color-mix(in srgb, var(--before) 35%, transparent) }
 .step i { display: block; height: 100%; min-width: 1px; border-radius: 4px;
   background: var(--kept) }
-.loss { grid-column: 2; font-size: .85rem; padding: .1rem 0 .2rem }
-.loss.gone-convert { color: var(--soft) } .loss.gone-filter { color: var(--filter) }
-.loss.gone-duplicate { color: var(--duplicate) }
+.dropped { grid-column: 2; font-size: .85rem; padding: .1rem 0 .2rem }
+.dropped.not-converted { color: var(--soft) } .dropped.filtered { color: var(--filter) }
+.dropped.duplicates { color: var(--duplicate) }
 .scroll { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .9rem }
 th, td { padding: .38rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
@@ -50,9 +50,9 @@ th:first-child { text-align: left; overflow-wrap: anywhere; min-width: 9rem }
 .stack i, .key::before { display: block; height: 100% }
 i.kept, .key.kept::before { background: var(--kept) }
 .key.before::before { background: var(--before) }
-i.gone-convert, .key.gone-convert::before { background: var(--convert) }
-i.gone-filter, .key.gone-filter::before { background: var(--filter) }
-i.gone-duplicate, .key.gone-duplicate::before { background: var(--duplicate) }
+i.not-converted, .key.not-converted::before { background: var(--convert) }
+i.filtered, .key.filtered::before { background: var(--filter) }
+i.duplicates, .key.duplicates::before { background: var(--duplicate) }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: .9rem 0 0 }
 .key { white-space: nowrap }
 .key::before { content: ""; display: inline-block; width: .7rem; height: .7rem; border-radius: 3px;

@@ -1,10 +1,10 @@
 """The stages of preprocessing; a killed run continues at the last shard it finished.
 
-    WORK/plan.json                      what is being made, of what, and how it is cut into shards
-    WORK/prepare/000-00000.arrow .json  candidates and counts of one shard of one input
+    WORK/work.json                      inputs, settings and shard size that this work is for
+    WORK/prepare/000-00000.arrow .json  candidates and summary of one shard of one input
     WORK/deduplicate/decisions.arrow    which candidates stay, which belong together
     WORK/*/stage.json                   what a finished stage counted, and how long it took
     WORK/result/                        the directory that is published at the end
 
-A file is there whole or not at all (`durable`), so what exists is done.
+Every file is written whole or not at all (`cdpvae.files`), so a file that exists is finished.
 """

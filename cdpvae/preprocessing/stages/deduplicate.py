@@ -15,71 +15,79 @@ from cdpvae.config import DataConfig
 from cdpvae.preprocessing.dedup.clusters import EXACT, KEPT, NEAR, find_duplicates
 from cdpvae.preprocessing.stages.candidates import Candidates
 
-# What can become of a candidate; the number is what is stored.
-OUTCOMES = {KEPT: "kept", EXACT: "exact duplicate", NEAR: "near-duplicate"}
+# Stored number -> name of what is decided about a candidate.
+DECISIONS = {KEPT: "kept", EXACT: "exact duplicate", NEAR: "near-duplicate"}
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """One row per candidate, all (n,).
+    """What is decided about n candidates; each column (n,).
 
-    outcome: key of OUTCOMES. keeper: the candidate that stays in its place, itself when kept.
-    group: the first candidate of all that a split must not part: near-duplicates, equal
-    instructions, exchanges of one conversation.
+    decision: int8, a key of DECISIONS. keeper: int64, the candidate that stays in the place of this
+    one; a kept candidate is its own keeper. group: int64, the first candidate of the group that a
+    split must not part: near-duplicates, equal instructions, exchanges of one conversation.
     """
 
-    outcome: np.ndarray
+    decision: np.ndarray
     keeper: np.ndarray
     group: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.outcome)
+        return len(self.decision)
 
     @property
     def kept(self) -> np.ndarray:
-        """Indices of the candidates that stay, ascending."""
-        return np.flatnonzero(self.outcome == KEPT)
+        """The candidates that stay, ascending."""
+        return np.flatnonzero(self.decision == KEPT)
 
     def counts(self) -> dict[str, int]:
-        """How many came to what."""
+        """Return how often each decision was made, by its name."""
         return {
-            name: int(np.count_nonzero(self.outcome == outcome))
-            for outcome, name in OUTCOMES.items()
+            name: int(np.count_nonzero(self.decision == decision))
+            for decision, name in DECISIONS.items()
         }
 
     def to_table(self) -> pa.Table:
-        return pa.table({name: getattr(self, name) for name in ("outcome", "keeper", "group")})
+        """Return the columns as a table, for the disk."""
+        return pa.table({name: getattr(self, name) for name in ("decision", "keeper", "group")})
 
     @classmethod
     def from_table(cls, table: pa.Table) -> Decisions:
-        return cls(*(table.column(name).to_numpy() for name in ("outcome", "keeper", "group")))
+        """Read the columns of `to_table`."""
+        return cls(*(table.column(name).to_numpy() for name in ("decision", "keeper", "group")))
 
 
 def connected(labellings: list[np.ndarray]) -> np.ndarray:
-    """(n,) the smallest index of each component, where equal labels in any labelling connect.
+    """Return the smallest index of each index's component, (n,).
 
+    Two indices are connected when their labels are equal in at least one labelling.
     labellings: (n,) non-negative integers each.
     """
+    # Begin with each index as its own component, and labels that count from 0.
     dense = [np.unique(labels, return_inverse=True)[1] for labels in labellings]
     group = np.arange(len(dense[0]))
     while True:
+        # Spread the smallest index of a label to all indices with that label.
         before = group
         for labels in dense:
             smallest = np.full(labels.max(initial=0) + 1, len(labels))
             np.minimum.at(smallest, labels, group)
             group = smallest[labels]
+        # Following the index found so far lets a chain of n links end after log n rounds.
         group = group[group]
         if np.array_equal(group, before):
             return group
 
 
 class Deduplicator:
-    """(candidates, count) -> Decisions about the first `count` of them."""
+    """Decides which of the first `count` candidates stay."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
     def __call__(self, candidates: Candidates, count: int) -> Decisions:
+        """Return the decisions about candidates 0 .. count-1, as if there were no others."""
+        # Equal instructions, and the exchanges of one record, must not be parted by the split.
         together = [
             candidates.column("instruction_hash", count),
             candidates.record_ids()[:count],
@@ -87,6 +95,7 @@ class Deduplicator:
         if self.config.deduplication == "none" or not count:
             kept = np.full(count, KEPT, np.int8)
             return Decisions(kept, np.arange(count), connected(together))
+        # Find duplicates; clusters of near-duplicates must not be parted either.
         near = self.config.deduplication == "minhash"
         found = find_duplicates(
             candidates.keys(count),

@@ -1,9 +1,9 @@
-"""`max_samples`: how many candidates take part, so that just this many are kept.
+"""How many candidates take part, so that exactly `max_samples` are kept.
 
 The result is that of the inputs cut after the record that completes the number: near-duplicates
-are sought among exactly the records read. As a later record can join two clusters and so remove
-one that was kept, the cut is found by deciding growing, then shrinking beginnings of the
-candidates; it depends on nothing but the records.
+are looked for among exactly the records read. As a later record can join two clusters and so remove
+a record that was kept, the cut is found by deciding about growing, then about shrinking beginnings
+of the candidates; it depends on nothing but the records.
 """
 
 from __future__ import annotations
@@ -19,16 +19,24 @@ Decide = Callable[[Candidates, int], Decisions]
 
 
 def candidates_needed(
-    max_samples: int, candidates: Candidates, decide: Decide, more: Callable[[], bool]
+    max_samples: int,
+    candidates: Candidates,
+    decide: Decide,
+    append_next_shard: Callable[[], bool],
 ) -> int | None:
-    """Length of the beginning that keeps `max_samples`, or None when the inputs keep fewer.
+    """Return the length of the beginning that keeps `max_samples`; None when all inputs keep fewer.
 
-    more: appends the next shard to `candidates`, or returns False at the end. The beginning ends
-    with all pairs of a record; that record's surplus pairs are the caller's to drop.
+    max_samples: how many candidates are to be kept.
+    candidates: the candidates of the shards read so far.
+    decide: decides which candidates of a beginning are kept.
+    append_next_shard: appends the next shard to `candidates`, or returns False at the end.
+
+    The beginning ends with all pairs of a record; the caller drops the surplus ones among them.
     """
+    # Grow the beginning until it keeps enough.
     wanted = max_samples
     while True:
-        while len(candidates) < wanted and more():
+        while len(candidates) < wanted and append_next_shard():
             pass
         record_ids = candidates.record_ids()
         count = _end_of_record(record_ids, min(wanted, len(candidates)) - 1)
@@ -37,9 +45,10 @@ def candidates_needed(
             break
         if count < wanted:
             return None
-        # As many as the share kept so far promises, and some.
+        # Take as many as the share kept so far promises, and some more.
         promised = 1.1 * count * max_samples / max(len(kept), 1)
         wanted = max(count + 1, int(min(promised, 4 * count)))
+    # Shrink it to the record that completes the number.
     while (shorter := _end_of_record(record_ids, kept[max_samples - 1])) < count:
         # A beginning's clusters are parts of the whole's: at least as many are kept.
         count, kept = shorter, decide(candidates, shorter).kept
@@ -47,7 +56,7 @@ def candidates_needed(
 
 
 def _end_of_record(record_ids: np.ndarray, index: int) -> int:
-    """Candidates up to the last one of the record that candidate `index` belongs to."""
+    """Return how many candidates there are up to the end of the record of candidate `index`."""
     if index < 0:
         return 0
     return int(np.searchsorted(record_ids, record_ids[index], side="right"))

@@ -1,103 +1,191 @@
-"""Stage 1, shard by shard in worker processes: convert, filter, tokenise, sign.
-
-What is left of a shard are its candidates, in order, as an Arrow file: texts, tokens, and what the
-second stage compares (exact key, MinHash signature, hash of the instruction). Beside it a summary
-in JSON, written last: a shard with a summary is finished.
-"""
+"""Stage 1, all inputs: shards through an executor until the inputs, or `max_samples`, are done."""
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import asdict
+from collections.abc import Callable, Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from tqdm import tqdm
 
 from cdpvae.config import DataConfig
-from cdpvae.data.tokenizer import LlamaTokenizerWrapper
-from cdpvae.files import read_json, write_json, write_table
-from cdpvae.preprocessing.dedup.clusters import exact_key
-from cdpvae.preprocessing.dedup.lsh import band_shape
-from cdpvae.preprocessing.dedup.minhash import Signer
-from cdpvae.preprocessing.process import SIDES, Pair, PairFilters, PairMaker, comparable
-from cdpvae.preprocessing.stages.shards import Shard
+from cdpvae.files import read_json, write_json
+from cdpvae.preprocessing.counts import Counts, merge
+from cdpvae.preprocessing.executors import make_executor
+from cdpvae.preprocessing.formats.convert import SHAPES
+from cdpvae.preprocessing.process import MAX_KEYS
+from cdpvae.preprocessing.readers.json_array import NOT_CLOSED
+from cdpvae.preprocessing.readers.parquet import DAMAGED_GROUP
+from cdpvae.preprocessing.readers.problems import DAMAGED
+from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.stages.candidates import Candidates
+from cdpvae.preprocessing.stages.max_samples import Decide, candidates_needed
+from cdpvae.preprocessing.stages.prepare_shard import ShardPreparer
+from cdpvae.preprocessing.stages.shards import ShardReader, stem_of
 
-CHUNK = 512
+# Marks a finished stage.
+STAGE_FILE = "stage.json"
+Summaries = Generator[dict[str, Any], None, None]
 
 
-class Preparer:
-    """The function of stage 1: Shard -> summary. Picklable; holds all settings that matter.
+class NothingUsable(ValueError):
+    """These inputs and settings give no result: running again does not help."""
 
-    The summary, as JSON: source, start, candidates (rows of the Arrow file), counts (`Counts`),
-    languages (label -> pairs), lengths (side -> histogram of pairs before the length filter),
-    examples ("stage: reason" -> the first case), keys (the first keys seen), seconds.
+
+@dataclass
+class PrepareStage:
+    """Prepares the shards of all inputs.
+
+    config: the settings of the data.
+    sources: the inputs.
+    make_preparer: makes the function that prepares one shard; called only when there is work.
+    work: the work directory.
+    disable: as tqdm's argument of this name, for the progress bar.
     """
 
-    def __init__(self, config: DataConfig, wrapper: LlamaTokenizerWrapper) -> None:
-        self.config, self.wrapper = config, wrapper
-        self.filters = PairFilters.of(config)
-        self.signer = None
-        if config.deduplication == "minhash":
-            # The second stage would say the same, an hour later.
-            band_shape(config.num_permutations, config.similarity)
-            self.signer = Signer(config.num_permutations, config.shingle_words)
+    config: DataConfig
+    sources: list[Source]
+    make_preparer: Callable[[], ShardPreparer]
+    work: Path
+    disable: bool | None
 
-    def __call__(self, shard: Shard) -> dict[str, Any]:
-        path = shard.directory / f"{shard.stem}.json"
-        if path.exists():
-            return read_json(path)
-        clock = time.monotonic()
-        maker = PairMaker(self.config, self.wrapper, self.filters, shard.name)
-        # Chunk by chunk to columns: lists of Python numbers take ten times as much memory.
-        tables = [self.table([])]
-        for at in range(0, len(shard.records), CHUNK):
-            chunk = enumerate(shard.records[at : at + CHUNK], start=shard.start + at)
-            tables.append(self.table(list(maker.process(chunk))))
-        table = pa.concat_tables(tables)
-        write_table(shard.directory / f"{shard.stem}.arrow", table)
-        summary = {
-            "source": shard.source,
-            "start": shard.start,
-            "candidates": len(table),
-            "counts": asdict(maker.counts),
-            "languages": maker.languages,
-            "lengths": {side: histogram.numbers for side, histogram in maker.lengths.items()},
-            "examples": maker.examples,
-            "keys": list(maker.keys),
-            "seconds": round(time.monotonic() - clock, 3),
-        }
-        write_json(path, summary)
-        return summary
+    def __post_init__(self) -> None:
+        self.directory, self.cut_directory = self.work / "prepare", self.work / "prepare" / "cut"
+        self.reader = ShardReader(self.directory, self.sources, self.config.shard_records)
 
-    def table(self, pairs: list[Pair]) -> pa.Table:
-        """Pairs as columns; `signature` only where near-duplicates are looked for."""
-        records = [pair.record for pair in pairs]
-        columns = {
-            "position": pa.array([pair.position for pair in pairs], pa.int64()),
-            "split": pa.array([pair.split for pair in pairs], pa.string()),
-            **{side: pa.array([getattr(r, side) for r in records], pa.string()) for side in SIDES},
-            **{
-                f"{side}_ids": pa.array(
-                    [getattr(r, f"{side}_ids") for r in records], pa.list_(pa.int32())
+    def run(self, decide: Decide) -> Candidates:
+        """Return the candidates that take part, prepared now or by an earlier run.
+
+        decide: the second stage, by which `max_samples` is counted.
+        Raises NothingUsable when nothing of an input converts.
+        """
+        stage_file = self.directory / STAGE_FILE
+        candidates = Candidates()
+        # An earlier run has finished the stage: its shards are enough.
+        if stage_file.exists():
+            for source, start, cut in read_json(stage_file)["shards"]:
+                directory = self.cut_directory if cut else self.directory
+                candidates.append(
+                    directory, read_json(directory / f"{stem_of(source, start)}.json")
                 )
-                for side in SIDES
-            },
-            "key": pa.array([exact_key(r.instruction, r.response) for r in records], pa.binary(16)),
-            "instruction_hash": pa.array(
-                [instruction_hash(r.instruction) for r in records], pa.uint64()
-            ),
+            return candidates
+        # Prepare the shards that no earlier run has finished.
+        self.cut_directory.mkdir(parents=True, exist_ok=True)
+        clock = time.monotonic()
+        preparer = self.make_preparer()
+        summaries = self._summaries(preparer)
+        try:
+            self._append_needed(candidates, summaries, decide, preparer)
+        finally:
+            summaries.close()
+        # Write down that the stage is finished, and with which shards.
+        shards = [
+            [summary["source"], summary["start"], directory == self.cut_directory]
+            for directory, summary in candidates.shards
+        ]
+        total = Counts()
+        for summary in candidates.summaries:
+            total.add(Counts(**summary["counts"]))
+        seconds = round(time.monotonic() - clock, 3)
+        write_json(stage_file, {"shards": shards, "counts": asdict(total), "seconds": seconds})
+        return candidates
+
+    def problems(self, candidates: Candidates) -> dict[str, str]:
+        """Return the inputs that could not be read, or not to their end: name -> reason."""
+        # Damage that ends an input is the problem of a record.
+        found = {
+            self.sources[summary["source"]].name: reason
+            for summary in candidates.summaries
+            for reason in (DAMAGED, NOT_CLOSED, DAMAGED_GROUP)
+            if reason in summary["counts"]["not_converted"]
         }
-        if self.signer is not None:
-            signatures = self.signer.signatures([comparable(r) for r in records])
-            flat = pa.array(np.ascontiguousarray(signatures).reshape(-1))
-            columns["signature"] = pa.FixedSizeListArray.from_arrays(
-                flat, self.config.num_permutations
-            )
-        return pa.table(columns)
+        # An input that could not be read at all has no record.
+        for number, source in enumerate(self.sources):
+            end = self.reader.end_of(number)
+            if end is not None and (end["problem"] or not end["read"]):
+                found[source.name] = end["problem"] or f"input {source.name}: holds no record"
+        return found
 
+    def _append_needed(
+        self,
+        candidates: Candidates,
+        summaries: Summaries,
+        decide: Decide,
+        preparer: ShardPreparer,
+    ) -> None:
+        """Append the candidates of all shards, or those that `max_samples` needs.
 
-def instruction_hash(instruction: str) -> int:
-    """64 bits of SHA-256: equal for equal instructions, uniform over different ones."""
-    return int.from_bytes(hashlib.sha256(instruction.encode()).digest()[:8], "big")
+        candidates: where to append.
+        summaries: the shards, prepared one after another as they are asked for.
+        decide: the second stage.
+        preparer: prepares the shard that is cut at `max_samples`.
+        """
+
+        def append_next_shard() -> bool:
+            summary = next(summaries, None)
+            if summary is not None:
+                candidates.append(self.directory, summary)
+            return summary is not None
+
+        # Without a limit all shards are needed.
+        if self.config.max_samples is None:
+            while append_next_shard():
+                pass
+            return
+        # With max_samples shards are read until enough is kept, and the last is cut.
+        needed = candidates_needed(self.config.max_samples, candidates, decide, append_next_shard)
+        if needed is not None:
+            self._cut(candidates, needed, preparer)
+
+    def _cut(self, candidates: Candidates, needed: int, preparer: ShardPreparer) -> None:
+        """End with the record of candidate `needed` - 1: prepare its shard again up to there."""
+        # Later shards hold nothing that takes part.
+        candidates.drop_shards_from(needed)
+        summary = candidates.summaries[-1]
+        last = int(candidates.column("record_number")[needed - 1])
+        count = last + 1 - summary["start"]
+        # The cut shard goes to a directory of its own: the whole one stays for another cut.
+        if count < summary["counts"]["read"]:
+            candidates.pop()
+            source, start = summary["source"], summary["start"]
+            shard = self.reader.first_records(self.cut_directory, source, start, count)
+            candidates.append(self.cut_directory, preparer(shard))
+
+    def _summaries(self, preparer: ShardPreparer) -> Summaries:
+        """Yield the summaries of all shards in order. Raises NothingUsable at an input's end."""
+        input_summaries: list[dict[str, Any]] = []
+        executor = make_executor(self.config.executor, self.config.workers)
+        results = executor.map(preparer, self.reader.tasks())
+        with tqdm(desc="prepare", unit=" records", disable=self.disable) as bar:
+            for summary in results:
+                # The first shard of an input shows that the input before it has ended.
+                if input_summaries and input_summaries[-1]["source"] != summary["source"]:
+                    self._require_converted(input_summaries)
+                    input_summaries = []
+                input_summaries.append(summary)
+                bar.update(summary["counts"]["read"])
+                yield summary
+            if input_summaries:
+                self._require_converted(input_summaries)
+
+    def _require_converted(self, summaries: list[dict[str, Any]]) -> None:
+        """Raise NothingUsable, with what was found, when nothing of an input converts."""
+        # One converted record is enough: the others are reported by reason.
+        if any(summary["counts"]["converted"] for summary in summaries):
+            return
+        # Say what was found, and what would have been understood.
+        reasons: dict[str, int] = {}
+        keys: dict[str, None] = {}
+        for summary in summaries:
+            merge(reasons, summary["counts"]["not_converted"])
+            keys.update(dict.fromkeys(summary["keys"]))
+        reason_list = ", ".join(f"{reason} ({number})" for reason, number in reasons.items())
+        known = "; ".join(f"{name} ({shape})" for name, shape in SHAPES.items())
+        raise NothingUsable(
+            f"input {self.sources[summaries[0]['source']].name}: none of {sum(reasons.values())} "
+            f"records converts: {reason_list}; keys found: "
+            f"{', '.join(list(keys)[:MAX_KEYS]) or 'none'}; "
+            f"formats known: {known} (format={self.config.format})"
+        )

@@ -1,9 +1,9 @@
-"""Stage 3: the kept candidates as Arrow files in the layout of `datasets.save_to_disk`.
+"""Stage 3: the kept candidates become Arrow files in the layout of `datasets.save_to_disk`.
 
     RESULT/train/data-00000-of-00003.arrow ...  dataset_info.json  state.json
 
-Files and batches hold a fixed number of rows, whatever the shards were, so that equal rows are
-equal bytes. A file that is there is whole and is not written again.
+Files and batches hold a fixed number of rows, whatever the shards were, so that equal rows give
+equal bytes. A file that exists is whole and is not written again.
 """
 
 from __future__ import annotations
@@ -11,33 +11,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from datasets import DatasetInfo, Features
 
 from cdpvae.files import write_json, write_table
+from cdpvae.preprocessing.records import ROW_SCHEMA
 from cdpvae.preprocessing.stages.candidates import Candidates
 
+# Rows of a file, and of a batch in it, as `datasets` reads them.
 FILE_ROWS = 20_000
 BATCH_ROWS = 1_000
-ROW_SCHEMA = pa.schema(
-    {
-        "record_id": pa.int64(),
-        "source": pa.string(),
-        "instruction": pa.string(),
-        "response": pa.string(),
-        "instruction_ids": pa.list_(pa.int32()),
-        "response_ids": pa.list_(pa.int32()),
-    }
-)
 
 
 class SplitWriter:
-    """Writes splits of `candidates` below `directory`.
+    """Writes candidates as the rows of a split.
 
-    names: of the inputs. fingerprint: hex digits that identify inputs and settings; what
-    `datasets` would use depends on the time of writing.
+    directory: below it each split has its own directory.
+    candidates: where rows are taken from.
+    names: the names of the inputs.
+    fingerprint: hex digits that identify inputs and settings. The fingerprint that `datasets` would
+        use depends on the time of writing.
     """
 
     def __init__(
@@ -49,12 +45,13 @@ class SplitWriter:
         self._sources = candidates.sources()
 
     def write(self, split: str, rows: np.ndarray) -> Iterator[int]:
-        """Write candidates `rows` (ascending) as a split; yields rows done, file by file.
+        """Write the candidates `rows` (ascending) as a split; yield the rows written, file by file.
 
         A split without rows is not written.
         """
         if not len(rows):
             return
+        # Write the Arrow files that no earlier run has written.
         directory = self.directory / split
         directory.mkdir(parents=True, exist_ok=True)
         total = -(-len(rows) // FILE_ROWS)
@@ -64,9 +61,11 @@ class SplitWriter:
             if not (directory / name).exists():
                 write_table(directory / name, self._table(part), batch_rows=BATCH_ROWS)
             yield len(part)
-        self._describe(directory, split, files)
+        self._write_metadata(directory, split, files)
 
     def _table(self, rows: np.ndarray) -> pa.Table:
+        """Return candidates as a table with the columns of ROW_SCHEMA."""
+        # Texts and tokens are copied as they are; the first two columns are numbers until here.
         columns = self.candidates.take(rows, ROW_SCHEMA.names[2:])
         names = pa.array(self.names, pa.string())
         return pa.table(
@@ -78,11 +77,13 @@ class SplitWriter:
             schema=ROW_SCHEMA,
         )
 
-    def _describe(self, directory: Path, split: str, files: list[str]) -> None:
-        """The two small files that `datasets.load_from_disk` asks for."""
+    def _write_metadata(self, directory: Path, split: str, files: list[str]) -> None:
+        """Write the two small files that `datasets.load_from_disk` asks for."""
+        # The columns, as the library describes them.
         info = DatasetInfo(features=Features.from_arrow_schema(ROW_SCHEMA))
         write_json(directory / "dataset_info.json", asdict(info))
-        state = {
+        # The files, and a fingerprint that is the same for the same content.
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in files],
             "_fingerprint": f"{self.fingerprint}-{split}",
             "_format_columns": None,

@@ -1,4 +1,4 @@
-"""Records to tokenised rows as they come, for data larger than the disk.
+"""Records to tokenised rows while they are read, for data larger than the disk.
 
 Sources are read in turn, a record each, and cut into blocks of consecutive records. A block is the
 unit that is shuffled, and a place to resume from: a `BlockStart` holds all that its rows depend on.
@@ -19,35 +19,24 @@ from cdpvae.config import DataConfig
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 from cdpvae.preprocessing.counts import count
 from cdpvae.preprocessing.dedup.clusters import exact_key
-from cdpvae.preprocessing.process import PairFilters, PairMaker
-from cdpvae.preprocessing.readers.source import RawRecord, Source
-from cdpvae.preprocessing.records import Record
+from cdpvae.preprocessing.process import RecordFilters, RecordProcessor
+from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.records import RawRecord, Record, StreamedRow
 
 BLOCK_RECORDS = 10_000
 RECENT_KEYS = 200_000
 CHUNK = 256
-# Seconds before the hub is asked again; after the last one the run stops and can be resumed.
+# Seconds before the hub is asked again. After the last of them the run stops and can be resumed.
 RETRIES = (1, 5, 25, 125)
 
 
 @dataclass(frozen=True)
-class Row:
-    """index: number among the epoch's kept rows, from 0. Both ids int32."""
-
-    index: int
-    instruction_ids: np.ndarray
-    response_ids: np.ndarray
-
-    @property
-    def columns(self) -> dict[str, np.ndarray]:
-        """As a data set's `rows` has it."""
-        return {"instruction_ids": self.instruction_ids, "response_ids": self.response_ids}
-
-
-@dataclass(frozen=True)
 class BlockStart:
-    """number: blocks of the epoch before. read: records taken of each source. rows: rows kept.
+    """Where a block begins: all that its rows depend on.
 
+    number: blocks of the epoch before this one.
+    read: records read from each source before it.
+    rows: rows kept before it.
     recent: (n,) int64 keys of the last rows, oldest first.
     """
 
@@ -58,13 +47,20 @@ class BlockStart:
 
     @classmethod
     def of_epoch(cls, sources: int) -> BlockStart:
+        """Return the start of an epoch's first block. sources: how many sources there are."""
         return cls(0, (0,) * sources, 0, np.zeros(0, np.int64))
 
 
 class RecordStream:
-    """Blocks of rows from sources. counts: what became of the records read so far, by reason.
+    """Reads sources as blocks of rows.
 
-    block_records: records a block spans. recent_keys: rows among which duplicates are found.
+    sources: the inputs.
+    config: the settings of the data.
+    wrapper: the tokenizer.
+    block_records: records that a block spans.
+    recent_keys: rows among which duplicates are found.
+
+    counts: numbers of the records read so far, by reason.
     """
 
     def __init__(
@@ -77,59 +73,66 @@ class RecordStream:
     ) -> None:
         self.sources, self.config, self.wrapper = sources, config, wrapper
         self.block_records, self.recent_keys = block_records, recent_keys
-        self._maker = PairMaker(
-            config, wrapper, PairFilters.of(config), "stream", tally_languages=False
+        self._processor = RecordProcessor(
+            config, wrapper, RecordFilters.from_config(config), "stream", tally_languages=False
         )
-        self.counts = self._maker.counts
+        self.counts = self._processor.counts
 
-    def blocks(self, start: BlockStart) -> Iterator[tuple[BlockStart, list[Row]]]:
-        """Every block of the epoch from `start` on, with the rows it keeps, perhaps none.
+    def blocks(self, start: BlockStart) -> Iterator[tuple[BlockStart, list[StreamedRow]]]:
+        """Yield every block of the epoch from `start` on, with the rows it keeps, perhaps none.
 
         Raises ValueError when a source cannot be read, and when a first block keeps no row.
         """
         turns = _Turns(self.sources, start.read)
         recent = _RecentKeys(self.recent_keys, start.recent)
-        limit = self.config.max_samples
-        while limit is None or start.rows < limit:
-            records = turns.take(self.block_records)
-            if not records:
+        max_samples = self.config.max_samples
+        while max_samples is None or start.rows < max_samples:
+            # Read the raw records of a block.
+            raw_records = turns.take(self.block_records)
+            if not raw_records:
                 return
-            records_of_block = (records[at : at + CHUNK] for at in range(0, len(records), CHUNK))
-            kept = [record for chunk in records_of_block for record in self._kept(chunk, recent)]
+            # Keep what passes the filters and repeats no recent row, up to max_samples.
+            records: list[Record] = []
+            for at in range(0, len(raw_records), CHUNK):
+                records += self._kept(raw_records[at : at + CHUNK], recent)
+            wanted = None if max_samples is None else max_samples - start.rows
             rows = [
-                Row(
+                StreamedRow(
                     start.rows + number,
                     np.array(record.instruction_ids, np.int32),
                     np.array(record.response_ids, np.int32),
                 )
-                for number, record in enumerate(
-                    kept[: None if limit is None else limit - start.rows]
-                )
+                for number, record in enumerate(records[:wanted])
             ]
             self.counts.kept += len(rows)
             if start.number == 0 and not rows:
-                raise ValueError(f"streaming: the first {len(records)} records {self.describe()}")
+                raise ValueError(
+                    f"streaming: the first {len(raw_records)} records {self.describe()}"
+                )
             yield start, rows
+            # The next block begins where this one has ended.
             start = BlockStart(
                 start.number + 1, turns.read, start.rows + len(rows), recent.snapshot()
             )
 
     def describe(self) -> str:
-        """What became of the records, in a line."""
+        """Describe in one line how many rows the records have given, and why not more."""
         counts = self.counts
         reasons = {**counts.not_converted, **counts.filtered, **counts.duplicates}
-        told = "".join(f"; {reason}: {number}" for reason, number in reasons.items())
-        return f"gave {counts.kept} rows from {counts.read} records{told}"
+        reason_list = "".join(f"; {reason}: {number}" for reason, number in reasons.items())
+        return f"gave {counts.kept} rows from {counts.read} records{reason_list}"
 
-    def _kept(self, records: list[RawRecord], recent: _RecentKeys) -> Iterator[Record]:
-        """The pairs that stay, tokenised together."""
-        for pair in self._maker.process(enumerate(records, start=self.counts.read)):
-            if pair.split == "validation":
+    def _kept(self, raw_records: list[RawRecord], recent: _RecentKeys) -> Iterator[Record]:
+        """Yield the records that become rows, all of them tokenised together."""
+        for record in self._processor.process(enumerate(raw_records, start=self.counts.read)):
+            if record.split == "validation":
                 count(self.counts.filtered, "declared for validation")
-            elif self._is_new(pair.record, recent):
-                yield pair.record
+            elif self._is_new(record, recent):
+                yield record
 
     def _is_new(self, record: Record, recent: _RecentKeys) -> bool:
+        """Say whether a record repeats no recent row; if it does, count it as a duplicate."""
+        # Equal texts have equal keys, whatever the number of rows between them.
         if self.config.deduplication == "none":
             return True
         if recent.add(exact_key(record.instruction, record.response)):
@@ -139,7 +142,7 @@ class RecordStream:
 
 
 class _Turns:
-    """One record of each source in turn, those that have ended left out."""
+    """Takes one record of each source in turn; sources that have ended are left out."""
 
     def __init__(self, sources: list[Source], read: tuple[int, ...]) -> None:
         self._sources = sources
@@ -150,13 +153,15 @@ class _Turns:
 
     @property
     def read(self) -> tuple[int, ...]:
+        """How many records of each source have been taken."""
         return tuple(self._read)
 
-    def take(self, limit: int) -> list[RawRecord]:
-        """The next records, at most `limit`, beginning with the first source; none at the end."""
+    def take(self, count: int) -> list[RawRecord]:
+        """Take the next `count` records, beginning with the first source; fewer at the end."""
         taken: list[RawRecord] = []
-        while self._open and len(taken) < limit:
-            for number in list(self._open)[: limit - len(taken)]:
+        # Each round takes one record of every source that has not ended.
+        while self._open and len(taken) < count:
+            for number in list(self._open)[: count - len(taken)]:
                 record = next(self._open[number], None)
                 if record is None:
                     del self._open[number]
@@ -167,7 +172,7 @@ class _Turns:
 
 
 def _records(source: Source, start: int) -> Iterator[RawRecord]:
-    """Records from `start` on; the hub is asked again where it stopped answering."""
+    """Yield records from `start` on; the hub is asked again where it stopped answering."""
     waits = iter(RETRIES)
     while True:
         try:
@@ -177,6 +182,7 @@ def _records(source: Source, start: int) -> Iterator[RawRecord]:
                 yield record
             return
         except ValueError:
+            # A file that cannot be read stays so; a hub may answer again after a while.
             wait = next(waits, None)
             if source.path is not None or wait is None:
                 raise
@@ -184,25 +190,32 @@ def _records(source: Source, start: int) -> Iterator[RawRecord]:
 
 
 class _RecentKeys:
-    """The last `limit` keys that were new, first in, first out."""
+    """Holds the last `capacity` keys that were new, first in, first out.
 
-    def __init__(self, limit: int, keys: np.ndarray) -> None:
-        self._limit = limit
+    keys: (n,) int64, the keys to begin with, oldest first.
+    """
+
+    def __init__(self, capacity: int, keys: np.ndarray) -> None:
+        self._capacity = capacity
         self._order = deque(keys.tolist())
+        # The queue knows the order, the set answers quickly.
         self._known = set(self._order)
 
     def add(self, digest: bytes) -> bool:
-        """False when the key is among them. 64 bits: a false match in 200,000 keys is 1 in 10^14
-        for a row."""
+        """Add a key, or return False when it is there already.
+
+        64 bits of a key are kept: among 200,000 keys a row has a false match once in 10^14.
+        """
         key = int.from_bytes(digest[:8], "little", signed=True)
         if key in self._known:
             return False
         self._known.add(key)
         self._order.append(key)
-        if len(self._order) > self._limit:
+        # The oldest key makes room for the new one.
+        if len(self._order) > self._capacity:
             self._known.discard(self._order.popleft())
         return True
 
     def snapshot(self) -> np.ndarray:
-        """(n,) int64, oldest first."""
+        """Return the keys, (n,) int64, oldest first."""
         return np.fromiter(self._order, np.int64, len(self._order))

@@ -84,7 +84,7 @@ def test_which_pairs_come_does_not_depend_on_the_order_of_equal_rows():
 
 def test_a_large_bucket_gives_a_bounded_number_of_pairs():
     """5,000 texts that all collide in every band: 12 million pairs, of which each text meets
-    WINDOW in a band, until they are connected."""
+    NEIGHBOURS in a band, until they are connected."""
     signatures = np.tile(np.arange(128, dtype=np.uint32), (5000, 1))
     asked = 0
 
@@ -95,7 +95,7 @@ def test_a_large_bucket_gives_a_bounded_number_of_pairs():
 
     assert all_pairs(signatures, 0.85, nothing) == []
     bands, _ = band_shape(128, 0.85)
-    assert asked <= bands * lsh.WINDOW * 5000
+    assert asked <= bands * lsh.NEIGHBOURS * 5000
 
 
 def test_neighbours_in_a_large_bucket_are_the_most_alike():

@@ -7,27 +7,12 @@ import pickle
 import pytest
 
 from cdpvae.config import DataConfig
-from cdpvae.preprocessing.filters.build import LengthFilter, build_text_filters, build_token_filters
+from cdpvae.preprocessing.filters.build import build_text_filters, build_token_filters
 from cdpvae.preprocessing.records import Record
 
 
 def record(instruction: int, response: int) -> Record:
-    return Record(0, "s", "i", "r", [1] * instruction, [1] * response)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "reason"),
-    [
-        ((10, 20), None),  # both ends of both ranges are kept
-        ((512, 1024), None),
-        ((9, 20), "instruction shorter than 10 tokens"),
-        ((513, 20), "instruction longer than 512 tokens"),
-        ((10, 19), "response shorter than 20 tokens"),
-        ((10, 1025), "response longer than 1024 tokens"),
-    ],
-)
-def test_length_filter_bounds(lengths, reason):
-    assert LengthFilter()(record(*lengths)) == reason
+    return Record(0, 1, None, "i", "r", [1] * instruction, [1] * response)
 
 
 def test_filters_follow_the_settings(tmp_path):
@@ -49,9 +34,9 @@ def test_filters_follow_the_settings(tmp_path):
 def test_filters_can_be_sent_to_workers():
     """As they are and after use, and they judge alike there."""
     text = "The committee met on Tuesday and agreed on a budget for the coming year."
-    english = Record(0, "s", text, text, [], [])
+    english = Record(0, 1, None, text, text, [], [])
     german = Record(
-        0, "s", "Der Ausschuss tagte am Dienstag.", "Er beschloss den Haushalt.", [], []
+        0, 1, None, "Der Ausschuss tagte am Dienstag.", "Er beschloss den Haushalt.", [], []
     )
     for keep in build_text_filters(DataConfig()):
         for copy in (pickle.loads(pickle.dumps(keep)), keep):

@@ -10,7 +10,7 @@ from cdpvae.preprocessing.filters import language
 from cdpvae.preprocessing.filters.language import (
     UNKNOWN,
     LanguageFilter,
-    detect,
+    detect_language,
     model_path,
     without_code,
 )
@@ -23,7 +23,8 @@ CODE = "for i in range(10):\n    total += values[i] ** 2\nprint(total)"
 
 
 def judged(instruction: str, response: str, **settings) -> str | None:
-    return LanguageFilter(**settings)(Record(0, "s", instruction, response, [], []))
+    settings = {"languages": ("en",), "min_score": 0.8, "model": None, **settings}
+    return LanguageFilter(**settings)(Record(0, 1, None, instruction, response, [], []))
 
 
 @pytest.mark.parametrize(
@@ -82,8 +83,8 @@ def test_fenced_code_is_no_prose(text, prose):
         (f"{ENGLISH} \ud800", "en"),  # nor does half of a surrogate pair
     ],
 )
-def test_detect(text, label):
-    assert detect(text) == label
+def test_detect_language(text, label):
+    assert detect_language(text, None) == label
 
 
 def test_a_model_of_ones_own(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cdpvae.config import DataConfig
 from cdpvae.preprocessing.filters.quality import (
     QualityFilter,
     control_share,
@@ -20,10 +21,21 @@ PROGRAM = (
 )
 
 
+BOUNDS = {
+    name: getattr(DataConfig(), name)
+    for name in (
+        "max_control_share",
+        "max_repeated_character_run",
+        "max_repeated_word_share",
+        "max_special_share",
+    )
+}
+
+
 def reason(text: str, **bounds) -> str | None:
-    """On either side the same."""
-    keep = QualityFilter(**bounds)
-    found = {keep(Record(0, "s", *sides, [], [])) for sides in ((text, FINE), (FINE, text))}
+    """On either side the same; the bounds of the default settings unless given."""
+    keep = QualityFilter(**{**BOUNDS, **bounds})
+    found = {keep(Record(0, 1, None, *sides, [], [])) for sides in ((text, FINE), (FINE, text))}
     assert len(found) == 1
     return found.pop()
 
@@ -66,14 +78,13 @@ def test_bounds_are_settings():
         "max_special_share": 1.0,
     }
     assert reason(text, **loose) is None
-    for name, told in (
+    for name, expected in (
         ("max_control_share", "control characters"),
         ("max_repeated_character_run", "repeated characters"),
         ("max_repeated_word_share", "repeated words"),
         ("max_special_share", "special characters"),
     ):
-        default = getattr(QualityFilter(), name)
-        assert reason(text, **{**loose, name: default}) == told
+        assert reason(text, **{**loose, name: BOUNDS[name]}) == expected
 
 
 def test_shares():

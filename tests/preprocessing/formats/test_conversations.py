@@ -23,10 +23,10 @@ def as_sharegpt(script, **more):
     return {"conversations": [{"from": who, "value": said} for who, said in spoken(script)], **more}
 
 
-def pairs(outcome):
-    if isinstance(outcome, str):
-        return outcome
-    return [f"{example.instruction}>{example.response}" for example in outcome]
+def pairs(converted):
+    if isinstance(converted, str):
+        return converted
+    return [f"{example.instruction}>{example.response}" for example in converted]
 
 
 @pytest.mark.parametrize("record", [as_messages, as_sharegpt])

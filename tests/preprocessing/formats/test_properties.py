@@ -9,8 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cdpvae.data.example import Example
-from cdpvae.preprocessing.formats import convert as formats
-from cdpvae.preprocessing.formats.convert import CONVERTERS, convert
+from cdpvae.preprocessing.formats.convert import (
+    ANSWER_KEYS,
+    CONVERSATION_KEYS,
+    CONVERTERS,
+    HEADERLESS_PAIR,
+    INPUT_KEYS,
+    INSTRUCTION_KEYS,
+    PROBLEM_KEYS,
+    TEXT_KEYS,
+    convert,
+)
 from cdpvae.preprocessing.readers import json_array
 from cdpvae.preprocessing.readers.source import Source
 
@@ -30,13 +39,13 @@ JSON = st.recursive(
 )
 KEYS = sorted(
     {
-        *formats.CONVERSATION_KEYS,
-        *formats.INSTRUCTION_KEYS,
-        *formats.INPUT_KEYS,
-        *formats.ANSWER_KEYS,
-        *formats.TEXT_KEYS,
-        *formats.HEADERLESS_PAIR,
-        *(key for pair in formats.PROBLEM_KEYS for key in pair),
+        *CONVERSATION_KEYS,
+        *INSTRUCTION_KEYS,
+        *INPUT_KEYS,
+        *ANSWER_KEYS,
+        *TEXT_KEYS,
+        *HEADERLESS_PAIR,
+        *(key for pair in PROBLEM_KEYS for key in pair),
         "messages",
         "instances",
         "Output",
@@ -96,12 +105,12 @@ def test_any_json_gives_examples_or_a_known_reason(record, format):
     """And is left as it was. The reasons are a closed list, so that they can be counted."""
     before = copy.deepcopy(record)
     for turns in ("first", "all", "last"):
-        outcome = convert(record, format, turns)
-        if isinstance(outcome, str):
-            assert outcome in REASONS
+        converted = convert(record, format, turns)
+        if isinstance(converted, str):
+            assert converted in REASONS
             continue
-        assert outcome
-        for example in outcome:
+        assert converted
+        for example in converted:
             assert isinstance(example, Example)
             assert example.instruction.strip() and example.response.strip()
             (example.instruction + example.response).encode()

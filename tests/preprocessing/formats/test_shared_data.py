@@ -76,16 +76,16 @@ def shared(name):
     return path
 
 
-def outcome_of(path):
+def summary_of(path):
     """(records, formats found, reasons, pairs under turns=all)."""
     formats, reasons, pairs, records = set(), Counter(), 0, 0
     for raw in Source.parse(str(path)).records():
         records += 1
-        outcome = raw.problem or convert(raw.value)
-        if isinstance(outcome, str):
-            reasons[outcome] += 1
+        converted = raw.problem or convert(raw.value)
+        if isinstance(converted, str):
+            reasons[converted] += 1
         else:
-            assert len(outcome) == 1
+            assert len(converted) == 1
         formats.add(None if raw.problem else detect(raw.value))
         everything = convert(raw.value, turns="all")
         pairs += len(everything) if isinstance(everything, list) else 0
@@ -95,7 +95,7 @@ def outcome_of(path):
 @pytest.mark.parametrize("name", EXPECTED)
 def test_every_record_is_converted_or_counted(name):
     expected = EXPECTED[name]
-    assert outcome_of(shared(name)) == (
+    assert summary_of(shared(name)) == (
         expected.records,
         {expected.format},
         expected.not_converted,
@@ -143,6 +143,6 @@ def test_the_array_reader_agrees_with_json():
 
 if __name__ == "__main__":
     for name in EXPECTED:
-        records, formats, reasons, pairs = outcome_of(SHARED / name)
+        records, formats, reasons, pairs = summary_of(SHARED / name)
         converted = records - sum(reasons.values())
         print(f"| {name} | {records} | {converted} | {pairs} | {reasons or ''} |")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cdpvae.preprocessing.readers import record
+from cdpvae.preprocessing.readers import problems
 from cdpvae.preprocessing.readers.json_array import AFTER_THE_END, NOT_CLOSED
 from cdpvae.preprocessing.readers.json_text import (
     DUPLICATE_KEY,
@@ -19,7 +19,7 @@ from cdpvae.preprocessing.readers.json_text import (
     TOO_DEEP,
 )
 from cdpvae.preprocessing.readers.parquet import DAMAGED_GROUP
-from cdpvae.preprocessing.readers.record import DAMAGED, NOT_UTF8, NUL_BYTES, TOO_LONG
+from cdpvae.preprocessing.readers.problems import DAMAGED, NOT_UTF8, NUL_BYTES, TOO_LONG
 from cdpvae.preprocessing.readers.source import Source
 from cdpvae.preprocessing.readers.tables import BAD_ROW, WRONG_COLUMNS
 
@@ -30,7 +30,7 @@ def read(path):
     return list(Source.parse(str(path)).records())
 
 
-def outcomes(path):
+def values_or_problems(path):
     """Per record: the value, or the problem's name."""
     return [raw.problem or raw.value for raw in read(path)]
 
@@ -67,7 +67,7 @@ def test_a_damaged_line_costs_itself(write, damaged, problem, detail, ending):
     path = write("a.jsonl" + ending, gzip.compress(content) if ending else content)
     first, second, third = read(path)
     assert first.value == third.value == {"text": "fine"}
-    assert (second.position, second.problem, second.value) == (2, problem, None)
+    assert (second.line, second.problem, second.value) == (2, problem, None)
     assert detail in second.detail and len(second.detail) < 500
 
 
@@ -77,7 +77,7 @@ def test_a_damaged_line_costs_itself(write, damaged, problem, detail, ending):
 def test_a_damaged_element_of_an_array_costs_itself(write, damaged, problem, detail):
     first, second, third = read(write("a.json", b"[%b,\n%b,\n%b]" % (GOOD, damaged, GOOD)))
     assert first.value == third.value == {"text": "fine"}
-    assert (second.position, second.problem, second.value) == (2, problem, None)
+    assert (second.line, second.problem, second.value) == (None, problem, None)
     assert detail in second.detail
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_fault(write):
     """As deep as allowed, numbers as long as Python reads, and what pandas writes for missing."""
     deep = "[" * MAX_DEPTH + "]" * MAX_DEPTH
     text = '{"n": %s, "missing": NaN, "more": [-Infinity, 1e999], "d": 0}' % ("9" * 4000)
-    values = outcomes(write("a.jsonl", f"{text}\n{deep}".encode()))
+    values = values_or_problems(write("a.jsonl", f"{text}\n{deep}".encode()))
     assert values[0]["n"] == 10**4000 - 1
     assert values[0]["missing"] is None and values[0]["more"][0] is None
     assert isinstance(values[1], list)
@@ -105,13 +105,17 @@ def test_what_is_no_fault(write):
 def test_a_broken_array_keeps_what_is_before_the_break(write, tail, read_before, problem, detail):
     *before, broken = read(write("a.json", b"[%b, %b, " % (GOOD, GOOD) + tail))
     assert [raw.value for raw in before] == [{"text": "fine"}] * read_before
-    assert (broken.position, broken.problem) == (read_before + 1, problem)
+    assert (broken.line, broken.problem) == (None, problem)
     assert broken.detail.startswith(detail)
 
 
 def test_a_bracket_too_many_costs_its_element(write):
     content = b"[%b}, %b, %b]" % (GOOD, GOOD, GOOD)
-    assert outcomes(write("a.json", content)) == [NOT_JSON, {"text": "fine"}, {"text": "fine"}]
+    assert values_or_problems(write("a.json", content)) == [
+        NOT_JSON,
+        {"text": "fine"},
+        {"text": "fine"},
+    ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.txt.gz", "a.csv.gz"])
@@ -131,9 +135,9 @@ def test_a_truncated_gz_gives_what_is_before_the_cut(write, name):
     assert given - 1 <= len(before) <= given < len(texts)
 
 
-def test_bytes_after_a_gz_are_told(write):
+def test_bytes_after_a_gz_are_a_problem(write):
     path = write("a.jsonl.gz", gzip.compress(GOOD + b"\n") + b"garbage")
-    assert outcomes(path) == [{"text": "fine"}, DAMAGED]
+    assert values_or_problems(path) == [{"text": "fine"}, DAMAGED]
 
 
 def test_a_disk_that_fails_on_the_way(write, monkeypatch):
@@ -144,7 +148,7 @@ def test_a_disk_that_fails_on_the_way(write, monkeypatch):
         def __init__(self, good):
             self.lines = [GOOD + b"\n"] * good
 
-        def readline(self, limit):
+        def readline(self, size):
             if not self.lines:
                 raise OSError(5, "Input/output error")
             return self.lines.pop()
@@ -156,7 +160,7 @@ def test_a_disk_that_fails_on_the_way(write, monkeypatch):
             pass
 
     monkeypatch.setattr("cdpvae.preprocessing.readers.lines.open_file", lambda path: Failing(2))
-    assert outcomes(path) == [{"text": "fine"}] * 2 + [DAMAGED]
+    assert values_or_problems(path) == [{"text": "fine"}] * 2 + [DAMAGED]
     monkeypatch.setattr("cdpvae.preprocessing.readers.lines.open_file", lambda path: Failing(0))
     with pytest.raises(ValueError, match="a.jsonl: cannot be read: .*Input/output error"):
         read(path)
@@ -165,14 +169,14 @@ def test_a_disk_that_fails_on_the_way(write, monkeypatch):
 def test_a_line_of_50_mb_is_read(write):
     text = "word " * 10 * 2**20
     path = write("a.jsonl", b"\n".join([GOOD, json.dumps({"text": text}).encode(), GOOD]))
-    assert outcomes(path) == [{"text": "fine"}, {"text": text}, {"text": "fine"}]
+    assert values_or_problems(path) == [{"text": "fine"}, {"text": text}, {"text": "fine"}]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv", "a.json"])
 def test_records_above_the_limit_are_passed_over(write, monkeypatch, name):
-    monkeypatch.setattr(record, "MAX_RECORD_BYTES", 1000)
-    limit = b'{"text": "' + b"x" * 988 + b'"}'
-    rows = [GOOD, limit, limit[:-2] + b'x"}', GOOD]
+    monkeypatch.setattr(problems, "MAX_RECORD_BYTES", 1000)
+    longest = b'{"text": "' + b"x" * 988 + b'"}'
+    rows = [GOOD, longest, longest[:-2] + b'x"}', GOOD]
     if name == "a.csv":
         rows = [b"text", GOOD.replace(b'"', b""), b"x" * 999, b"x" * 1000, b"fine"]
     content = b"[%b]" % b",".join(rows) if name == "a.json" else b"\n".join(rows)
@@ -195,7 +199,7 @@ def test_a_record_without_end_is_not_held(tmp_path, head):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [raw.problem for raw in raws] == ([None, NOT_CLOSED] if head else [TOO_LONG])
-    assert peak < 3 * record.MAX_RECORD_BYTES
+    assert peak < 3 * problems.MAX_RECORD_BYTES
 
 
 ROWS = b"text,code\n%b\nfine,1\nfine,2\n"
@@ -217,7 +221,7 @@ def test_a_damaged_row_costs_itself(write, row, problems):
     raws = read(write("a.csv", ROWS % row))
     fine = [{"text": "fine", "code": "1"}, {"text": "fine", "code": "2"}]
     assert [raw.problem or raw.value for raw in raws] == problems + fine
-    assert raws[0].position == 2 and raws[0].detail
+    assert raws[0].line == 2 and raws[0].detail
 
 
 def test_a_quote_is_not_looked_for_without_end(write, monkeypatch):
@@ -234,7 +238,7 @@ def test_fields_above_the_limit_of_the_csv_module(write):
 
     before = csv.field_size_limit()
     long = "x" * 3 * before
-    assert outcomes(write("a.csv", f"text,code\n{long},1\n".encode())) == [
+    assert values_or_problems(write("a.csv", f"text,code\n{long},1\n".encode())) == [
         {"text": long, "code": "1"}
     ]
     assert csv.field_size_limit() == before
@@ -281,10 +285,10 @@ def test_a_changed_byte_is_found_where_the_file_has_checksums(parquet):
         content[offset + size // 2] ^= 1
 
     raws = read(parquet(spoil))
-    damaged = [raw.position for raw in raws if raw.problem]
-    assert damaged and set(damaged) <= set(range(1001, 2001))
-    for raw in raws:
-        assert raw.problem or raw.value == {"text": f"row {raw.position - 1}"}
+    damaged = [number for number, raw in enumerate(raws) if raw.problem]
+    assert damaged and set(damaged) <= set(range(1000, 2000))
+    for number, raw in enumerate(raws):
+        assert raw.problem or raw.value == {"text": f"row {number}"}
 
 
 def test_a_damaged_row_group_costs_its_rows(parquet):
@@ -293,9 +297,9 @@ def test_a_damaged_row_group_costs_its_rows(parquet):
 
     path = parquet(spoil)
     raws = read(path)
-    assert [raw.position for raw in raws] == list(range(1, 3001))
-    damaged = [raw.position for raw in raws if raw.problem == DAMAGED_GROUP]
-    assert damaged and set(damaged) <= set(range(1001, 2001))
+    assert len(raws) == 3000 and {raw.line for raw in raws} == {None}
+    damaged = [number for number, raw in enumerate(raws) if raw.problem == DAMAGED_GROUP]
+    assert damaged and set(damaged) <= set(range(1000, 2000))
     fine = [raw.value for raw in raws if not raw.problem]
     assert fine[:1000] == [{"text": f"row {i}"} for i in range(1000)]
     assert fine[-1000:] == [{"text": f"row {i}"} for i in range(2000, 3000)]
@@ -312,7 +316,7 @@ def test_parquet_text_that_is_not_utf8_costs_its_row(tmp_path):
     path = tmp_path / "a.parquet"
     texts = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
     pq.write_table(pa.table({"text": texts}), path)
-    assert outcomes(path) == [{"text": "a"}, NOT_UTF8, {"text": "c"}]
+    assert values_or_problems(path) == [{"text": "a"}, NOT_UTF8, {"text": "c"}]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt", "a.csv", "a.tsv", "a.jsonl.gz"])

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cdpvae.preprocessing.readers import lines
-from cdpvae.preprocessing.readers import source as readers
-from cdpvae.preprocessing.readers.source import RawRecord, Source
+from cdpvae.preprocessing.readers.source import PHASES, Source
+from cdpvae.preprocessing.records import RawRecord
 
 RECORDS = [{"text": "eins"}, {"text": "zwei ü"}]
 LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
@@ -65,7 +65,7 @@ def test_parquet_with_nested_turns(tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"{i}"}], "n": i} for i in range(600)]
     path = tmp_path / "a.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=250)
-    assert read(path) == [RawRecord(i + 1, row) for i, row in enumerate(rows)]
+    assert read(path) == [RawRecord(row) for row in rows]
 
 
 def test_texts_are_not_altered(write):
@@ -98,10 +98,11 @@ def test_quotes_in_tsv_count_only_where_they_make_sense(write):
     ]
 
 
-def test_positions_are_lines_or_running_numbers(write):
-    assert [raw.position for raw in read(write("a.jsonl", "\n{}\n\n{}"))] == [2, 4]
-    assert [raw.position for raw in read(write("a.csv", 'text\n"a\nb"\n\nc'))] == [2, 5]
-    assert [raw.position for raw in read(write("a.json", "[\n\n{},\n{}]"))] == [1, 2]
+def test_lines_count_as_an_editor_counts(write):
+    assert [raw.line for raw in read(write("a.jsonl", "\n{}\n\n{}"))] == [2, 4]
+    assert [raw.line for raw in read(write("a.txt", "\na\n \nb"))] == [2, 4]
+    assert [raw.line for raw in read(write("a.csv", 'text\n"a\nb"\n\nc'))] == [2, 5]
+    assert [raw.line for raw in read(write("a.json", "[\n\n{},\n{}]"))] == [None, None]
 
 
 @pytest.fixture(params=["jsonl", "jsonl.gz", "json", "txt", "csv", "tsv", "parquet"])
@@ -218,9 +219,9 @@ def test_hub_ids_are_streamed(monkeypatch):
     hub = Hub(RECORDS)
     monkeypatch.setattr("datasets.load_dataset", hub)
     for phase in (1, 2, 3):
-        for name in readers.PHASES[phase]:
+        for name in PHASES[phase]:
             source = Source.parse(name)
-            assert list(source.records()) == [RawRecord(1, RECORDS[0]), RawRecord(2, RECORDS[1])]
+            assert list(source.records()) == [RawRecord(RECORDS[0]), RawRecord(RECORDS[1])]
             assert source.identity() == {"hub": name}
     assert len(hub.asked) == 5 and {asked[1:] for asked in hub.asked} == {("train", True)}
 
@@ -229,7 +230,7 @@ def test_the_hub_goes_on_at_any_record(monkeypatch):
     hub = Hub([{"text": str(i)} for i in range(5)])
     monkeypatch.setattr("datasets.load_dataset", hub)
     found = list(Source.parse("owner/name").records(3))
-    assert found == [RawRecord(4, {"text": "3"}), RawRecord(5, {"text": "4"})]
+    assert found == [RawRecord({"text": "3"}), RawRecord({"text": "4"})]
     assert hub.skipped == [3]  # the library skips: shards before it are not decoded here
 
 
@@ -244,8 +245,9 @@ def test_an_unreachable_hub_is_one_clear_error(monkeypatch):
 
 
 def test_a_hub_that_stops_answering_is_an_error_and_not_an_end(monkeypatch):
-    monkeypatch.setattr("datasets.load_dataset", Hub([{"text": "a"}] * 9, fails_after=5))
+    rows = [{"text": str(i)} for i in range(9)]
+    monkeypatch.setattr("datasets.load_dataset", Hub(rows, fails_after=5))
     records = Source.parse("owner/name").records(2)
-    assert [next(records).position for _ in range(3)] == [3, 4, 5]
+    assert [next(records).value for _ in range(3)] == rows[2:5]
     with pytest.raises(ValueError, match="owner/name: stopped after row 5: connection lost"):
         next(records)

@@ -81,12 +81,12 @@ def test_every_number_and_example_is_on_the_page(report):
         assert f"{number:,}" in text
     for name in report["sources"]:
         assert name in text
-    for stage in ("not_converted", "filtered", "duplicates"):
-        assert counts[stage], f"the data has none of {stage}"
-        assert all(reason in text for reason in counts[stage])
+    for category in ("not_converted", "filtered", "duplicates"):
+        assert counts[category], f"the data has none of {category}"
+        assert all(reason in text for reason in counts[category])
     assert len(report["examples"]) >= 4
     for example in report["examples"].values():
-        assert example["excerpt"] in text and f"record {example['position']}" in text
+        assert example["excerpt"] in text and f"line {example['line']}" in text
     assert "holds no record" in text
 
 

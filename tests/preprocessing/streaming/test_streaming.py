@@ -8,7 +8,8 @@ import torch
 
 from cdpvae.config import DataConfig
 from cdpvae.data import VAECollator
-from cdpvae.preprocessing.readers.source import RawRecord, Source
+from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.records import RawRecord
 from cdpvae.preprocessing.streaming import records as record_stream_module
 from cdpvae.preprocessing.streaming.loader import StreamLoader
 from cdpvae.preprocessing.streaming.records import RecordStream
@@ -74,10 +75,10 @@ def test_an_epoch_has_every_record_once_but_the_incomplete_step(make_loader):
     loader = make_loader(world=1, batch=3)
     step_batches = list(loader.epoch())
     assert [s.step_in_epoch for s in step_batches] == list(range(10)) and loader.position == (1, 0)
-    told = texts(loader, step_batches)
+    found = texts(loader, step_batches)
     every = [f"Tell me of {n} {i}" for n, c in (("left", 41), ("right", 19)) for i in range(c)]
-    assert sorted(told) == sorted(every)  # 60 rows are 10 steps of 6
-    assert told != every
+    assert sorted(found) == sorted(every)  # 60 rows are 10 steps of 6
+    assert found != every
     assert len(list(make_loader(world=1, batch=4).epoch())) == 7  # and 4 rows left out
     assert loader.steps_per_epoch is None  # a stream does not know before its end
 
@@ -238,7 +239,7 @@ class Flaky(Source):
             if position % 4 == 3 and position not in self.stops:
                 self.stops.append(position)
                 raise ValueError(f"hub data set {self.name}: stopped after row {position}")
-            yield RawRecord(position + 1, records(40, "row")[position])
+            yield RawRecord(records(40, "row")[position])
 
 
 def test_the_hub_is_asked_again_where_it_stopped(make_loader, monkeypatch):
