@@ -82,6 +82,7 @@ class PackedText:
                 f"input ids {tuple(ids_BL.shape)} and attention mask {tuple(mask_BL.shape)} "
                 "must both be (batch, length)"
             )
+        # The mask says which tokens are real, on whatever side the padding is.
         keep = mask_BL.bool()
         lengths = keep.sum(1)
         if ids_BL.shape[0] == 0 or int(lengths.min()) == 0:
@@ -93,6 +94,7 @@ class PackedText:
     @classmethod
     def concat(cls, first: PackedText, second: PackedText) -> PackedText:
         """Return the rows of `first`, then those of `second`."""
+        # The borders of the second text move by the length of the first.
         offset = first.cu_seqlens[-1]
         return cls(
             torch.cat((first.ids, second.ids)),
@@ -123,6 +125,7 @@ def next_token_targets(response: PackedText) -> tuple[Tensor, Tensor]:
     The position of response[i] predicts response[i+1]; the last of each row predicts nothing.
     -> target_positions (N,) int64 positions in response.ids, targets (N,) int64.
     """
+    # The last position of a row has no next token in its own row.
     last = response.cu_seqlens[1:].long() - 1
     predicts = torch.ones_like(response.ids, dtype=torch.bool)
     predicts[last] = False

@@ -96,12 +96,14 @@ class CollapseMonitor:
     def check(self) -> CollapseMetrics:
         """Measure and judge the window; counts towards `patience`."""
         rows = 0 if self.window is None else self.window.num_rows
+        # The number of the check seeds the draws of an estimator.
         number, self.checks = self.checks, self.checks + 1
         if self.window is None or rows < 2:
             too_few = f"{rows} rows in the window, at least 2 are needed"
             return CollapseMetrics(Level.NONE, False, notes=(too_few,))
         variance = self.config.au_variance
         health = self.family.health(self.window, seed=number, active_variance=variance)
+        # A level counts once `patience` checks in a row have found one.
         indicators, level, notes = self._judge(health)
         self.in_a_row = self.in_a_row + 1 if level else 0
         return CollapseMetrics(

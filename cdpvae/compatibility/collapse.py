@@ -55,10 +55,12 @@ class CollapseMonitor(HealthMonitor):
                 f"mu {tuple(mu.shape)} and logvar {tuple(logvar.shape)} must both be "
                 f"(rows, {self.latent_dim})"
             )
+        # Every batch is looked at, so every batch is a check.
         self.add(Posterior(mu, logvar))
         metrics = self.check()
         if mu_augmented is None:
             return metrics
+        # The bound compares each anchor with its augmented view.
         contrast = InfoNCELoss()(mu.detach().float(), mu_augmented.detach().float())
         return dataclasses.replace(metrics, infonce_bound=float(contrast.mi_bound))
 

@@ -80,12 +80,14 @@ class SoftPromptVAELoss:
             raise ValueError(f"latent_dim={latent_dim}: at least one dimension is needed")
         if loss_scale not in OBJECTIVES:
             raise ValueError(f"loss_scale={loss_scale!r}: it must be one of {OBJECTIVES}")
+        # Refuse what no objective can be made of, under the names of this interface.
         check_weight("bow_loss_weight", bow_loss_weight)
         check_weight("contrastive_weight", contrastive_weight)
         self.latent_dim = latent_dim
         self.bow_loss_weight = bow_loss_weight
         self.contrastive_weight = contrastive_weight
         self.beta = 1.0
+        # The live objective does the work.
         self.objective = Objective(
             [
                 Reconstruction(loss_scale, impl),
@@ -191,6 +193,7 @@ class SoftPromptVAELoss:
 
     def _loss_terms(self, terms: list[Term]) -> LossTerms:
         """Put the objective's terms into the description's fields."""
+        # Terms that a model without a latent does not have are reported as 0.
         by_name = {term.name: term for term in terms}
         total = sum_of(terms)
         zero = total.new_zeros(())
@@ -225,6 +228,7 @@ class SoftPromptVAELoss:
         differentiating.
         """
         names = ("recon", "recon_nats_per_sequence", "kl", "bow", "infonce")
+        # Of the two forms of the reconstruction, the one that is trained on counts.
         weighted = {term.name: term.weighted for term in terms.parts if term.name in names}
         per_sequence = weighted.pop("recon_nats_per_sequence")
         if per_sequence.requires_grad or not weighted["recon"].requires_grad:
@@ -249,6 +253,7 @@ class SoftPromptVAELoss:
     ) -> None:
         """Raise ValueError for inputs of which some are missing, or of another dimension."""
         latent = {"posterior": posterior, "z": z, "bow_weight": bow_weight, "bow_bias": bow_bias}
+        # What belongs to the latent is given whole or not at all.
         missing = [name for name, value in latent.items() if value is None]
         if missing and len(missing) < len(latent):
             raise ValueError(
@@ -314,6 +319,7 @@ def compute_bow_loss(bow_logits: Tensor, target_ids: Tensor) -> Tensor:
             f"bow_logits {tuple(bow_logits.shape)} must be (batch, vocabulary) and target_ids "
             f"{tuple(target_ids.shape)} (batch, length), of the same batch"
         )
+    # Mark the tokens that occur, then compare with every logit.
     logits_BV = bow_logits.to(torch.promote_types(bow_logits.dtype, torch.float32))
     valid_BL = target_ids != IGNORE_INDEX
     ids = target_ids[valid_BL]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cdpvae.latents import MutualInformation
 from cdpvae.latents.gaussian import (
+    AU_THRESHOLDS,
     count_active,
     kl_per_dim,
     mutual_information,
@@ -19,13 +20,14 @@ from cdpvae.latents.gaussian import (
 )
 from cdpvae.metrics import effective_rank, pairwise_similarities
 
-AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
-
 
 @dataclass(frozen=True)
 class LatentSummary:
-    """Nats unless said otherwise. active_units: count by threshold. kl_per_dim, mu_variance: (Z,).
-    marginal_kl: KL(q(z) || p(z)) = mean KL - MI, from the lower estimate."""
+    """Everything that `LatentStatistics` computes; nats unless said otherwise.
+
+    active_units: count by threshold. kl_per_dim, mu_variance: (Z,). marginal_kl: KL(q(z) || p(z))
+    = mean KL - MI, from the lower estimate.
+    """
 
     rows: int
     active_units: dict[float, int]
@@ -62,6 +64,7 @@ class LatentStatistics:
         """seed: of the one z per row that the mutual information draws. ValueError if empty."""
         if not self._mu:
             raise ValueError("no posterior was collected; call update first")
+        # Everything is computed over all rows at once.
         mu, logvar = torch.cat(self._mu), torch.cat(self._logvar)
         per_dim, variance = kl_per_dim(mu, logvar), variance_over_rows(mu)
         information = mutual_information(mu, logvar, seed=seed)

@@ -91,14 +91,17 @@ def forward(
     seed: keys every random stream.
     return_logits: also make the padded logits and those of the bag of words.
     """
+    # Run the live model.
     output = model(batch, plan, seed=seed)
     gaussian_code = isinstance(output.code, Posterior)
+    # Compute the losses, and the logits that training never makes, where asked for.
     terms = None
     if loss_fn is not None:
         terms = _terms_of(model, batch, output, loss_fn, plan, gather)
     bow_logits = None
     if return_logits and model.bow_head is not None:
         bow_logits = model.bow_head(output.z.to(model.bow_head.weight.dtype))
+    # Put everything into the description's fields.
     return VAEOutput(
         logits=padded_logits(model, output.decoded, batch.response) if return_logits else None,
         loss=None if terms is None else terms.total,

@@ -45,6 +45,7 @@ class OpenedRun:
 
     def rows(self, selection: RowSelection) -> list[VAEBatch]:
         """Return packed batches of a split. Raises ValueError for other data or an empty split."""
+        # Tokens of another tokenizer would be read as other words.
         directory = selection.processed_dir or self.settings.data.processed
         dataset = PreprocessedDataset(Path(directory), selection.split)
         dataset.check_tokenizer(self.tokenizer)
@@ -78,6 +79,7 @@ def open_run(
             "training run"
         )
     settings = load_settings(path / "settings.json")
+    # On a CPU evaluation is fp32: half precision is slower there, and less exact.
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     half = settings.training.precision == "bf16" and target.type != "cpu"
     dtype = torch.bfloat16 if half else torch.float32

@@ -21,6 +21,7 @@ def write_from_latents(opened: OpenedRun, options: GenerateOptions) -> Iterator[
     model = opened.model
     if not model.latent.reads_text:
         raise ValueError(f"checkpoint={options.checkpoint!r} was trained with --latent none")
+    # One generator draws z and samples tokens, so that a seed repeats both.
     generator = torch.Generator(device=model.device).manual_seed(options.seed)
     labels, z = _latents(opened, options, generator)
     ids = model.generate(

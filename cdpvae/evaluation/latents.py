@@ -17,11 +17,8 @@ from torch import Tensor
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.verdicts import Likelihoods, Verdict
 from cdpvae.latents import MutualInformation
-from cdpvae.latents.gaussian import count_active, variance_over_rows
+from cdpvae.latents.gaussian import AU_THRESHOLDS, count_active, variance_over_rows
 from cdpvae.metrics import effective_rank, pairwise_similarities
-
-# Variances above which a dimension counts as active; the first is that of Burda et al. 2016.
-AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,13 @@ def measure_latents(opened: OpenedRun, rows: RowSelection) -> LatentFigures:
             f"checkpoint={str(opened.checkpoint)!r} was trained without a latent; there is nothing "
             "to check"
         )
+    # Encode every row; figures are computed over all rows at once, on the CPU.
     codes = [
         model.infer(batch.instruction.to(model.device)).map(lambda tensor: tensor.float().cpu())
         for batch in opened.rows(rows)
     ]
     code = type(codes[0]).concat(codes)
+    # Measure the vectors, and the rate in fp64.
     vectors = model.latent.flat(code)
     variance = variance_over_rows(vectors)
     rate = model.latent.penalties(code.map(lambda tensor: tensor.double())).get("kl")
@@ -132,6 +131,7 @@ def write_latents(
     """
     output = Path(directory)
     output.mkdir(parents=True, exist_ok=True)
+    # The file holds what was printed, and the rate of each dimension.
     content = {
         "checkpoint": checkpoint,
         "verdicts": [{**asdict(v), "healthy": v.healthy} for v in verdicts],

@@ -116,6 +116,7 @@ class Likelihood:
 
 def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> Tensor:
     """Return -log p(response | z) of each row -> (B,) fp32 nats. z (B, *latent.shape)."""
+    # Decode without word dropout, and take the loss of every target by itself.
     decoded = model.decode(z, response.ids, response)
     target_positions, targets = next_token_targets(response)
     _, stats = linear_cross_entropy(
@@ -127,6 +128,7 @@ def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> 
         return_stats=True,
         impl=model.impl,
     )
+    # Add up the targets of each row.
     nll = stats.nll.new_zeros(response.num_rows)
     return nll.index_add(0, row_of_targets(response), stats.nll)
 

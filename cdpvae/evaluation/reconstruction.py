@@ -69,6 +69,7 @@ def score_sources(texts: list[GeneratedText]) -> dict[str, dict[str, float | Non
 
 
 def _score(texts: list[GeneratedText], source: str) -> dict[str, float | None]:
+    # Ids are compared as well: texts can be equal where tokens are not.
     metrics = ReconstructionMetrics()
     metrics.update(
         [text.generated[source] for text in texts],

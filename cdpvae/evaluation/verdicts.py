@@ -52,17 +52,20 @@ class Likelihoods:
 
     def lines(self) -> list[str]:
         """Return nats per sequence, what each replacement of z costs, and the baseline."""
+        # The likelihoods of the run itself.
         result = self.model
         lines = [
             f"{result.rows} rows, {result.tokens:.1f} target tokens each; nats per sequence:",
             f"  NLL from z~q {result.nll_q:.2f}, from z=mu {result.nll_mu:.2f}; "
             f"KL {result.kl:.2f}; negative ELBO {result.neg_elbo:.2f}",
         ]
+        # Does the decoder use z?
         if result.costs:
             lines.append(
                 "  z-use test, cost of replacing z: "
                 + ", ".join(f"{what} {cost:+.2f}" for what, cost in result.costs.items())
             )
+        # What the same decoder reaches without z.
         if self.baseline is not None:
             lines.append(f"  the same decoder without z: NLL {self.baseline.nll_q:.2f}")
         else:
@@ -87,6 +90,7 @@ def compare_likelihoods(
     result = evaluate_likelihood(opened.model, opened.rows(rows), seed=seed)
     if baseline is None:
         return Likelihoods(result, None)
+    # The baseline runs where the model runs, on the same rows.
     other = open_run(baseline, device=str(opened.model.device))
     if other.model.latent.reads_text:
         raise ValueError(

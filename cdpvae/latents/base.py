@@ -119,6 +119,7 @@ class Latent(nn.Module, ABC):
 
         None for a family without a density.
         """
+        # One z of each row; a family without a density has no estimate.
         z = self.sample(code, GeneratorNoise(torch.Generator().manual_seed(seed)))
         if self.log_q(z[:1], code) is None:
             return None

@@ -25,8 +25,10 @@ from cdpvae.latents.noise import Noise
 from cdpvae.latents.priors.base import Prior
 from cdpvae.latents.priors.standard import StandardNormal
 
-# Burda et al. 2016, section 5.2: a unit is active when its posterior mean varies by more.
-ACTIVE_VARIANCE = 0.01
+# A unit is active when its posterior mean varies by more; the first is that of Burda et al. 2016,
+# section 5.2.
+AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
+ACTIVE_VARIANCE = AU_THRESHOLDS[0]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class VariationalEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.logvar_clamp = logvar_clamp
+        # Two layers that both heads share.
         self.mlp = nn.Sequential(
             nn.Linear(input_dim, hidden_dim),
             nn.GELU(),
@@ -66,11 +69,13 @@ class VariationalEncoder(nn.Module):
         )
         self.mu_head = nn.Linear(hidden_dim, latent_dim)
         self.logvar_head = nn.Linear(hidden_dim, latent_dim)
+        # Start with a small, nearly constant variance.
         nn.init.normal_(self.logvar_head.weight, mean=0.0, std=0.01)
         nn.init.constant_(self.logvar_head.bias, logvar_init_bias)
 
     def forward(self, pooled_BD: Tensor) -> Posterior:
         """Map (B, D) to mu and logvar, each (B, Z), computed in fp32 whatever the MLP's dtype."""
+        # The heads compute in fp32: an error of logvar is a factor of the variance.
         hidden = self.mlp(pooled_BD).float()
         mu = F.linear(hidden, self.mu_head.weight.float(), self.mu_head.bias.float())
         logvar = F.linear(hidden, self.logvar_head.weight.float(), self.logvar_head.bias.float())
@@ -198,6 +203,7 @@ def active_units(mu_NZ: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
 def log_density(z_MZ: Tensor, posterior: Posterior) -> Tensor:
     """Return log N(z_m; mu_n, var_n) -> (M, N), expanded into matrix products, fp64."""
     z, mu, logvar = z_MZ.double(), posterior.mu.double(), posterior.logvar.double()
+    # (z - mu)^2 / var, multiplied out, so that no (M, N, Z) tensor is made.
     precision = torch.exp(-logvar)
     square = z.square() @ precision.T - 2 * z @ (mu * precision).T
     constant = (mu.square() * precision + logvar + math.log(2 * math.pi)).sum(1)
@@ -213,6 +219,7 @@ def mutual_information(
     the CPU. Raises ValueError for no row.
     """
     posterior = Posterior(mu.double().cpu(), logvar.double().cpu())
+    # One draw a row, the same for the same seed.
     if z is None:
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(posterior.mu.shape, generator=generator, dtype=torch.float64)

@@ -63,6 +63,7 @@ class KeyedNoise:
             raise ValueError(
                 f"{num_rows} rows of noise for {len(self.sample_index)} sample indices"
             )
+        # Each number of a row has a position of its own in the row's stream.
         position = torch.arange(math.prod(shape), device=self.sample_index.device)
         return self.sample_index[:, None], position[None, :]
 

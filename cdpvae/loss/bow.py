@@ -65,6 +65,7 @@ class BagOfWords(LossTerm):
         """Return `bow`; nothing for a model without a bag-of-words head."""
         if inputs.bow_head is None:
             return []
+        # Without a weight the loss is only reported.
         weight = step.weight("bow")
         with graph_if(weight):
             value = bow_loss(
@@ -103,6 +104,7 @@ def bow_loss(
     """
     check_bow_reduction(reduction)
     weight, bias = bow_head.weight, bow_head.bias
+    # BOS, EOS and pad are in every response and say nothing.
     ids, cu_seqlens = content_tokens(response, special_ids)
     if reduction == "bce":
         return bow_bce(z, weight, bias, ids, cu_seqlens, reduction="mean", impl=impl)

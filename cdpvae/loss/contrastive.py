@@ -156,6 +156,7 @@ class MomentumQueue:
 
         Raises ValueError for missing keys, another size or dim, or rows that do not fit.
         """
+        # Refuse the queue of other settings, or a damaged one.
         missing = {"size", "dim", "rows"} - state.keys()
         if missing:
             raise ValueError(f"queue state lacks {sorted(missing)}; it holds {sorted(state)}")
@@ -191,9 +192,11 @@ class Contrastive(LossTerm):
         """Return `infonce` with its bound and cap; nothing in a step without the augmented view."""
         if inputs.view is None:
             return []
+        # Without a weight the bound is only reported.
         weight = step.weight("contrastive")
         with graph_if(weight):
             found = self.infonce(inputs.anchor, inputs.view, self.queue.rows(), step.gather)
+        # Evaluation reads the queue and leaves it as it is.
         if torch.is_grad_enabled():
             self.queue.push(found.positives)
         return [

@@ -32,6 +32,7 @@ def build_objective(settings: Settings, flat_dim: int, world_size: int) -> Objec
 
     flat_dim: numbers of one row's latent vector, F.
     """
+    # The order is that in which the terms are added up.
     loss, impl = settings.loss, settings.model.kernel_impl
     terms: list[LossTerm] = [
         Reconstruction(loss.objective, impl),

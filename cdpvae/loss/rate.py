@@ -87,6 +87,7 @@ class Rate(LossTerm):
 
     def __call__(self, inputs: LossInputs, step: StepContext) -> list[Term]:
         """Return `kl` with `kl_raw`, `active_dims` and `kl_per_dim`; nothing without a KL."""
+        # Only families with a rate have this term.
         rows = inputs.penalties.get("kl")
         if rows is None:
             return []
@@ -94,6 +95,7 @@ class Rate(LossTerm):
         with graph_if(beta):
             rate = clamp_rate(rows, self.free_bits, step.gather)
         dims = rate.kl_per_dim.numel()
+        # Reported without the floor, so that the floor can be seen to work.
         report = {
             "kl_raw": rate.kl_raw,
             "active_dims": rate.active_dims,

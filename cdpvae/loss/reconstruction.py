@@ -36,6 +36,7 @@ class Reconstruction(LossTerm):
 
     def __call__(self, inputs: LossInputs, step: StepContext) -> list[Term]:
         """Return `recon` and `recon_nats_per_sequence`; one of them has weight 1, the other 0."""
+        # One sum over all targets; the two means divide it differently.
         token_sum = reconstruction_nll(
             inputs.hidden, inputs.head_weight, inputs.positions, inputs.targets, impl=self.impl
         )

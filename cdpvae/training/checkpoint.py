@@ -166,11 +166,13 @@ class CheckpointManager:
         def restore(src: dict[str, Tensor], dst: nn.Module) -> None:
             load_tensors(src, dst, current_name, path)
 
+        # Weights, optimizer and schedule.
         loaded, _ = engine.load_checkpoint(
             str(path / "deepspeed"), tag=DS_TAG, custom_load_fn=restore
         )
         if loaded is None:
             raise ValueError(f"{path}: DeepSpeed found nothing to load under {DS_TAG!r}")
+        # The generators of this rank, and what all ranks share.
         own = read_pickle_safely(path / f"rank_{self.world.rank}.pt")
         set_rng_state(own["rng"])
         content = json.loads((path / "state.json").read_text())
@@ -207,6 +209,7 @@ def load_tensors(
     Raises ValueError for a tensor that one side has and the other lacks, or of another shape.
     DeepSpeed itself would skip such a tensor without a word.
     """
+    # Both sides must have the same tensors: all that is stored, all that is trained.
     found = {current_name(name): tensor for name, tensor in stored.items()}
     own = module.state_dict(keep_vars=True)
     trained = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
@@ -214,6 +217,7 @@ def load_tensors(
         raise ValueError(f"{path}: {len(unknown)} tensors are not ours, first {unknown[0]!r}")
     if missing := sorted(trained - found.keys()):
         raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]!r}")
+    # Copy in place: the engine's flat buffers are views of these.
     for name, tensor in found.items():
         if own[name].shape != tensor.shape:
             raise ValueError(

@@ -33,6 +33,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
+        """Whether this rank writes files and lines."""
         return self.rank == 0
 
 
@@ -41,6 +42,7 @@ def init_world() -> World:
     cuda = torch.cuda.is_available()
     if not cuda:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # A process that no launcher started is the only one.
     if "RANK" not in os.environ:
         os.environ.update(
             RANK="0",
@@ -49,11 +51,13 @@ def init_world() -> World:
             MASTER_ADDR="127.0.0.1",
             MASTER_PORT=str(_free_port()),
         )
+    # Choose the device before anything allocates on it.
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if cuda:
         torch.cuda.set_device(local_rank)
     import deepspeed  # after DS_ACCELERATOR is set: it picks its accelerator at import
 
+    # Meet the other ranks.
     if not dist.is_initialized():
         deepspeed.init_distributed(
             dist_backend="nccl" if cuda else "gloo",

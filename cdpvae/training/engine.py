@@ -97,6 +97,7 @@ def resolve_ds_config(config: TrainingConfig, world: World) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"ds_config={str(path)!r}: cannot be read as JSON: {error}") from None
+    # Optimizer and schedule are built over our own groups.
     for section in ("optimizer", "scheduler"):
         if section in content:
             raise ValueError(
@@ -104,6 +105,7 @@ def resolve_ds_config(config: TrainingConfig, world: World) -> dict[str, Any]:
                 "warmup_ratio and eta_min of the settings decide"
             )
     accum = config.gradient_accumulation_steps
+    # Fill in what the settings decide; nothing else may be left open.
     decided = {
         "train_micro_batch_size_per_gpu": config.per_device_batch_size,
         "gradient_accumulation_steps": accum,

@@ -82,6 +82,7 @@ class Trainer:
                         break
         finally:
             self.loader.close()
+        # The end of a run is a checkpoint.
         if self.saved_step != self.state.step:
             self.save()
         if summary := self.loader.summary():
@@ -165,6 +166,7 @@ class Trainer:
 
     def _count(self, applied: bool) -> None:
         """Count the step as taken or skipped. Raises RuntimeError for too many skipped in a row."""
+        # A step counts when it was applied.
         if applied:
             self.state.step += 1
             self.skipped_in_a_row = 0
@@ -175,6 +177,7 @@ class Trainer:
             f"step {self.state.step + 1}: skipped, a gradient was not finite "
             f"({self.state.skipped} so far)"
         )
+        # One bad batch is skipped; a run that diverges is not worth its time.
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had non-finite gradients; the last "

@@ -21,6 +21,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
 
     Raises ValueError when nothing is trainable.
     """
+    # Sort the trainable parameters by part, by decay and by dtype.
     groups: dict[tuple[str, bool, torch.dtype], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -29,6 +30,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
             groups.setdefault((part, decays, parameter.dtype), []).append(parameter)
     if not groups:
         raise ValueError("the model has no trainable parameter")
+    # Name the groups; their order is that of the optimizer's state in a checkpoint.
     heads_lr, lora_lr = config.learning_rate, config.lora_learning_rate or config.learning_rate
     return [
         {

@@ -19,6 +19,7 @@ def seed_everything(seed: int) -> None:
 def rng_state() -> dict[str, Any]:
     """Return the state of every generator of this process, as tensors, ints and strings."""
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    # NumPy types its state for both of its forms; this is the old one.
     assert not isinstance(keys, str)
     version, internal, gauss = random.getstate()
     return {

@@ -23,7 +23,10 @@ class Telemetry:
     """Scalars and texts of one run. On other ranks than 0 every method does nothing."""
 
     def __init__(self, output_dir: str | Path, world: World, first_step: int = 0):
-        """A resumed run (`first_step` > 0) drops the lines of steps it is about to repeat."""
+        """Open the files; a resumed run drops the lines of steps it is about to repeat.
+
+        output_dir: where they are. world: only rank 0 writes. first_step: that of a resumed run.
+        """
         self.active = world.is_main
         if not self.active:
             return
@@ -38,15 +41,16 @@ class Telemetry:
         """Drop lines of later steps, and a last line that was cut short."""
         if not path.exists():
             return
+        # A line without its end was cut short by a kill.
         lines = [line for line in path.read_text().splitlines(keepends=True) if line[-1:] == "\n"]
         path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """One line of the loss curve, written through at once."""
+        """Write one line of the loss curve, through to the disk."""
         self._append(STEPS_FILE, {"step": step, **values})
 
     def check(self, step: int, values: dict[str, float]) -> None:
-        """One check of the collapse monitor and the weights that follow from it."""
+        """Write one check of the collapse monitor and the weights that follow from it."""
         self._append(CHECKS_FILE, {"step": step, **values})
 
     def _append(self, name: str, values: dict[str, float]) -> None:
@@ -55,29 +59,30 @@ class Telemetry:
                 file.write(json.dumps(values) + "\n")
 
     def scalars(self, step: int, values: dict[str, float], prefix: str = "") -> None:
-        """To TensorBoard; names may contain '/'."""
+        """Write scalars to TensorBoard; names may contain '/'."""
         if self.active:
             for name, value in values.items():
                 self.board.add_scalar(prefix + name, value, step)
 
     def per_dimension(self, step: int, name: str, values_Z: Tensor) -> None:
-        """One scalar for every latent dimension, and their histogram."""
+        """Write one scalar for every latent dimension (Z,), and their histogram."""
         if self.active:
             for dim, value in enumerate(values_Z.tolist()):
                 self.board.add_scalar(f"{name}/{dim:03d}", value, step)
             self.board.add_histogram(f"{name}_histogram", values_Z, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """To TensorBoard and the console."""
+        """Write a text to TensorBoard and the console."""
         if self.active:
             self.board.add_text(name, text.replace("\n", "\n\n"), step)
             self.say(text)
 
     def say(self, line: str) -> None:
-        """To the console."""
+        """Print one line on the console."""
         if self.active:
             print(line, flush=True)
 
     def close(self) -> None:
+        """Flush and close TensorBoard's file."""
         if self.active:
             self.board.close()

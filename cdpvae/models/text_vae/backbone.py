@@ -28,6 +28,7 @@ from transformers.cache_utils import Cache
 
 from cdpvae.batch import PackedText, SpecialTokens
 from cdpvae.config import ModelConfig
+from cdpvae.latents import family_of
 from cdpvae.models.text_vae.attention import ATTENTION_NAME, register
 from cdpvae.models.text_vae.attention_backends import AttentionBackend, choose_backend
 from cdpvae.models.text_vae.packing import Packing, Prefix
@@ -40,12 +41,13 @@ class Backbone(nn.Module):
     """
 
     def __init__(self, llama: LlamaForCausalLM, config: ModelConfig):
-        """Takes `llama` over: freezes it, injects LoRA, sets its attention implementation.
+        """Take `llama` over: freeze it, inject LoRA, set its attention implementation.
 
         Raises ValueError when the settings do not fit its dimensions or module names.
         """
         super().__init__()
         check_fits(llama.config, config)
+        # Attention of packed sequences, under a name that transformers knows.
         register()
         # A config object shared by two models shares the attention implementation as well.
         llama.config = copy.deepcopy(llama.config)
@@ -123,6 +125,7 @@ class Backbone(nn.Module):
         return self.config.num_hidden_layers + 1
 
     def train(self, mode: bool = True) -> Backbone:
+        """Set the mode of LoRA's dropout; the base stays in eval mode."""
         super().train(False)
         self.training = mode
         for layer in self._lora_layers:
@@ -136,6 +139,7 @@ class Backbone(nn.Module):
 
     @contextmanager
     def lora_off(self) -> Iterator[None]:
+        """Switch LoRA off inside, and on again whatever happens."""
         self.set_lora(False)
         try:
             yield
@@ -144,10 +148,11 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def encode(self, text: PackedText, packing: Packing) -> list[Tensor]:
-        """The frozen pass -> the hidden states the posterior reads, each (T, D).
+        """Run the frozen pass -> the hidden states that the pooling reads, each (T, D).
 
         One state, or for `mix` all of them: the embedding, then every layer, the last normalised.
         """
+        # A numbered layer is the last one that runs.
         model = self.llama.model
         depth = len(model.layers)
         last = depth if isinstance(self.encoder_layer, str) else self.encoder_layer
@@ -160,6 +165,7 @@ class Backbone(nn.Module):
                     hidden, position_embeddings=position, packing=packing, backend=self.attention
                 )
                 states.append(hidden[0])
+        # Only the Llama's own output is normalised; a numbered layer is taken as it is.
         if isinstance(self.encoder_layer, int):
             return states[-1:]
         states[-1] = model.norm(hidden)[0]
@@ -168,7 +174,10 @@ class Backbone(nn.Module):
     def decode(
         self, embeds_TD: Tensor, packing: Packing, prefixes: list[Prefix] | None = None
     ) -> Tensor:
-        """The LoRA pass over packed embeddings (T, D) -> normalised hidden states (T, D)."""
+        """Run the LoRA pass over packed embeddings (T, D) -> normalised hidden states (T, D).
+
+        packing: borders of the sequences. prefixes: keys and values of the deep prefix, by layer.
+        """
         model = self.llama.model
         hidden = embeds_TD[None]
         position = model.rotary_emb(hidden, position_ids=packing.position_ids)
@@ -178,6 +187,7 @@ class Backbone(nn.Module):
             "backend": self.attention,
             "prefixes": prefixes,
         }
+        # Non-reentrant: a reentrant checkpoint fails where parameters serve two passes.
         for layer in model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden = checkpoint(layer, hidden, use_reentrant=False, **kwargs)
@@ -186,7 +196,10 @@ class Backbone(nn.Module):
         return model.norm(hidden)[0]
 
     def decode_step(self, embeds_BLD: Tensor, cache: Cache, first_position: int) -> Tensor:
-        """Generation: L new tokens per row (B, L, D) after what `cache` holds -> (B, L, D)."""
+        """Run L new tokens of each row (B, L, D) after what `cache` holds -> (B, L, D).
+
+        first_position: of the new tokens, counted with the prefix.
+        """
         model = self.llama.model
         length = embeds_BLD.shape[1]
         position_ids = torch.arange(
@@ -215,7 +228,8 @@ def lora_config(config: ModelConfig) -> LoraConfig:
 
 
 def load_llama_config(name: str) -> LlamaConfig:
-    """The config.json of a hub id or directory. Raises ValueError when it is not a Llama's."""
+    """Read the config.json of a hub id or directory. Raises ValueError when it is not a Llama's."""
+    # A directory without it is a mistake that the hub's own error would not name.
     directory = Path(name)
     if directory.is_dir() and not (directory / "config.json").exists():
         if (directory / "adapter_config.json").exists():
@@ -224,6 +238,7 @@ def load_llama_config(name: str) -> LlamaConfig:
             f"backbone={name!r}: the directory has no config.json; a Hugging Face "
             "Llama directory (config.json, safetensors) or hub id is needed"
         )
+    # What is no directory is a hub id.
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -259,11 +274,13 @@ def kv_heads_of(llama: LlamaConfig) -> int:
 
 def check_fits(llama: LlamaConfig, config: ModelConfig) -> None:
     """Refuse settings that the backbone's dimensions rule out; before any weight is loaded."""
-    if llama.hidden_size % config.pooling_heads and config.latent.kind != "none":
+    # Heads of the pooling share the hidden size, where there is a pooling.
+    if llama.hidden_size % config.pooling_heads and family_of(config).reads_text:
         raise ValueError(
             f"pooling_heads={config.pooling_heads} must divide the backbone's hidden size "
             f"{llama.hidden_size}"
         )
+    # The pooling can read what the backbone has, and LoRA sits where a Llama has projections.
     layer = config.encoder_layer
     if isinstance(layer, int) and layer > llama.num_hidden_layers:
         raise ValueError(

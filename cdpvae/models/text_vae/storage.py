@@ -42,7 +42,7 @@ MODEL_FILES = (CONFIG_FILE, HEADS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE)
 
 
 def tokens_of(llama: LlamaConfig) -> SpecialTokens:
-    """Special tokens named by a backbone's config. Raises ValueError when BOS or EOS is missing."""
+    """Read the special tokens off a backbone's config. Raises ValueError without BOS or EOS."""
     eos = llama.eos_token_id[0] if isinstance(llama.eos_token_id, list) else llama.eos_token_id
     if llama.bos_token_id is None or eos is None:
         raise ValueError(
@@ -65,7 +65,9 @@ def save(model: LlamaSoftPromptVAE, directory: Path) -> None:
         "lora_scaling": model.config.lora_scaling,
     }
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    # Everything that is trained beside LoRA.
     save_file(_head_state(model), directory / HEADS_FILE, metadata={"format": "pt"})
+    # LoRA in the layout that PEFT reads.
     adapter = {k: _plain(v) for k, v in get_peft_model_state_dict(model.backbone.peft).items()}
     save_file(adapter, directory / ADAPTER_FILE, metadata={"format": "pt"})
     peft_config = lora_config(model.config)
@@ -109,6 +111,7 @@ def read_config(directory: Path) -> tuple[ModelConfig, SpecialTokens]:
             "(a checkpoint-N of a training run is one)"
         )
     content = _read_json(path)
+    # Refuse what another program, or a version to come, has written.
     if content.get("model_type") != "cdpvae":
         raise ValueError(
             f"{path}: model_type={content.get('model_type')!r}, expected 'cdpvae': this is not a "
@@ -131,6 +134,7 @@ def check_adapter(directory: Path, config: ModelConfig) -> None:
     if not path.exists():
         raise ValueError(f"{directory}: no {ADAPTER_CONFIG_FILE}; the LoRA is missing")
     adapter = _read_json(path)
+    # The same projections, with the same rank and scaling.
     modules = sorted(adapter.get("target_modules") or [])
     if modules != sorted(config.lora_target_modules):
         raise ValueError(
@@ -148,7 +152,7 @@ def check_adapter(directory: Path, config: ModelConfig) -> None:
 
 
 def locate(model_id: str, hub: dict[str, Any]) -> Path:
-    """A directory as it is, or the files of a hub id downloaded."""
+    """Return a directory as it is, or download the files of a hub id."""
     if Path(model_id).is_dir():
         return Path(model_id)
     keys = ("revision", "cache_dir", "force_download", "local_files_only", "token")
@@ -199,6 +203,7 @@ def _load_adapter(model: LlamaSoftPromptVAE, directory: Path) -> None:
 
 
 def _check_shapes(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    # Every tensor of the model is stored, nothing else is, and each has its shape.
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"{path}: {len(missing)} tensors are missing, first {missing[0]!r}")
     if extra := sorted(found.keys() - wanted.keys()):

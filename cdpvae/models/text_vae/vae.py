@@ -242,6 +242,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
 
     def _drop_words(self, batch: VAEBatch, schedule: StepSchedule | None, seed: int) -> Tensor:
         """Return the decoder's input ids (T,): the response, with words dropped in training."""
+        # The labels stay whole: only what the decoder reads is thinned out.
         response = batch.response
         if not self.training or schedule is None or schedule.word_dropout == 0:
             return response.ids

@@ -55,6 +55,7 @@ class CollapseControl:
 
     def _write(self, step: int, metrics: CollapseMetrics) -> None:
         """Write the scalars of one check."""
+        # The figures of the check, and the weights from now on.
         moved = self.interventions
         scalars: dict[str, Any] = {
             **metrics.health,

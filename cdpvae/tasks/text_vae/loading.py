@@ -35,11 +35,13 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
     A streaming run has no train split, and validation rows only where processed_dir is given.
     """
     model, data = settings.model, settings.data
+    # The backbone's dimensions and the tokenizer's ids must fit, before data is opened.
     llama = load_llama_config(model.backbone)
     check_fits(llama, model)
     name = model.tokenizer or model.backbone
     tokenizer = LlamaTokenizerWrapper.from_pretrained(name)
     check_vocabulary(llama.vocab_size, tokenizer.special_tokens(), tokenizer.largest_id, str(name))
+    # A stream brings its own training rows.
     splits = {} if data.streaming else {"train": PreprocessedDataset(data.processed, "train")}
     wanted = not data.streaming or data.processed_dir is not None
     if wanted and (Path(data.processed) / "validation").exists():
@@ -87,6 +89,7 @@ def _stream_loader(
     from cdpvae.preprocessing.streaming.loader import StreamLoader
     from cdpvae.preprocessing.streaming.records import RecordStream
 
+    # Refuse what a stream cannot do.
     data, training = settings.data, settings.training
     if training.max_steps is None:
         raise ValueError("streaming=true needs max_steps: a stream does not say how long it is")
@@ -97,6 +100,7 @@ def _stream_loader(
             f"decontaminate={list(data.decontaminate)} has no effect with streaming=true; "
             "preprocess the data, or drop it"
         )
+    # Read, convert and batch records as they come.
     sources = [Source.parse(text) for text in data.input or PHASES[data.phase]]
     return StreamLoader(
         RecordStream(sources, data, tokenizer),
@@ -129,7 +133,8 @@ def planned_steps(settings: Settings, loader: Loader[Any]) -> int:
 def evaluation_rows(
     settings: Settings, world: World, split: PreprocessedDataset
 ) -> tuple[list[VAEBatch], VAEBatch | None]:
-    """This rank's share of the validation rows, and the rows whose texts are generated."""
+    """Return this rank's share of the validation rows, and the rows whose texts are generated."""
+    # Each rank measures its share; two rows at least, so that z can be shuffled.
     training, collator = settings.training, VAECollator()
     rows = max(2, training.per_device_batch_size)
     share = evaluation_batches(
@@ -140,6 +145,7 @@ def evaluation_rows(
         rank=world.rank,
         world_size=world.world_size,
     )
+    # The rows that are written out are the same on every rank.
     wanted = training.sample_rows
     samples = evaluation_batches(split, collator, max(1, wanted), limit=wanted)
     return list(share), next(samples, None)

@@ -43,6 +43,7 @@ class TrainingModule(nn.Module):
 
 def loss_inputs(model: LlamaSoftPromptVAE, batch: VAEBatch, output: ModelOutput) -> LossInputs:
     """Bring together what the losses read of a forward pass."""
+    # A code is only asked for vectors and penalties, whatever its family.
     latent = model.latent
     return LossInputs(
         hidden=output.decoded.hidden,

@@ -28,6 +28,7 @@ class Schedule:
 
     def __call__(self, step: int, step_batch: StepBatch) -> StepSchedule:
         """Return the schedule after `step` optimizer steps, for the data of the next one."""
+        # Weights come from the settings, but for those that collapse control has moved.
         moved = self.interventions
         weights = {
             **self.settings.loss.weights,

@@ -99,6 +99,7 @@ def build_task(
     telemetry: takes lines and scalars.
     total_steps: of the planned schedule.
     """
+    # What watches the training, and what writes it down.
     model = module.model
     monitor = CollapseMonitor(model.latent, settings.collapse)
     control = CollapseControl(settings.collapse, monitor, interventions, telemetry)
@@ -112,6 +113,7 @@ def build_task(
         model.save_pretrained(directory)
         tokenizer.save_pretrained(directory / "tokenizer")
 
+    # Evaluation on held-out rows, where there are any.
     evaluate = None
     if settings.training.eval_rows and "validation" in splits:
         batches, samples = evaluation_rows(settings, world, splits["validation"])
@@ -121,6 +123,7 @@ def build_task(
             validation.evaluate(step)
             step_log.meter.restart()
 
+    # The names of stateful parts are those under which checkpoints hold them.
     return Task(
         module=module,
         stateful={"monitor": monitor, "interventions": interventions, "loss": module.objective},
@@ -150,6 +153,7 @@ def _preparation(
     settings: Settings, tokenizer: LlamaTokenizerWrapper, device: torch.device
 ) -> Callable[[VAEBatch, StepSchedule], VAEBatch]:
     """Return the function that adds the augmented view where a step has one, and moves a batch."""
+    # Views are made only where a step may ask for one.
     augmenter = None
     if settings.augmentation.augmentation_probability:
         tokens = tokenizer.special_tokens()
@@ -210,6 +214,7 @@ def _say_what_starts(
 ) -> None:
     """Print what runs where, what is trained, and how far."""
     world, say, loader = trainer.of.world, trainer.of.telemetry.say, trainer.loader
+    # Where it runs and what is trained.
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
     say(
@@ -221,6 +226,7 @@ def _say_what_starts(
         f"{settings.model.lora_scaling:g}), {loader.describe()}, {trainer.of.total_steps} "
         "steps planned"
     )
+    # What a user should know of these settings.
     if settings.loss.bow_weight and settings.loss.bow_reduction == "bce":
         say("bag of words: BCE averaged over the vocabulary, nearly inert when it is large")
     if resumed is not None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import cdpvae_kernels
-from cdpvae_kernels import checks
 from cdpvae_kernels.common.tuning import tuning_modules
 
 PACKAGE = Path(cdpvae_kernels.__file__).parent
@@ -38,8 +37,3 @@ def test_a_file_with_kernels_runs_as_a_script(operation):
 
 def test_every_operation_has_its_tuning_tables():
     assert [module.__name__.split(".")[1] for module in tuning_modules()] == OPERATIONS
-
-
-def test_the_former_place_of_the_checks_is_importable():
-    assert checks.check_range is cdpvae_kernels.check_range
-    assert checks.has_values is cdpvae_kernels.has_values

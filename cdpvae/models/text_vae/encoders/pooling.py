@@ -45,6 +45,7 @@ class AttentionPooling(nn.Module):
             )
         self.num_heads = num_heads
         self.dropout = dropout
+        # Its parameters are those of the stock module, which also initialises them.
         self.query = nn.Parameter(torch.randn(1, 1, hidden_dim) * hidden_dim**-0.5)
         self.attention = nn.MultiheadAttention(
             hidden_dim, num_heads, dropout=dropout, batch_first=True
