@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from support.warm import WarmPython
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 THINGS = ("house", "river", "horse", "garden", "engine", "mountain", "letter", "window")
@@ -91,10 +93,33 @@ def run_command(
     )
 
 
-def train(kind: str, ranks: int, settings: dict, directory: Path, *flags: str, port: int = 29611):
-    """Write the settings and run `cdpvae.train` -> the finished process."""
+_warm: list[WarmPython] = []
+
+
+def run_warm(module: str, *arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    """Run a command of ours in a fork of a process that has imported everything."""
+    if not _warm:
+        _warm.append(WarmPython())
+    return _warm[0].run(module, list(arguments), cwd)
+
+
+def train(
+    kind: str,
+    ranks: int,
+    settings: dict,
+    directory: Path,
+    *flags: str,
+    port: int = 29611,
+    fresh: bool = False,
+) -> subprocess.CompletedProcess:
+    """Write the settings and run `cdpvae.train` -> the finished process.
+
+    A lone process is forked from a warm one, but for tests of the start itself (`fresh`).
+    """
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "settings-in.json"
     config.write_text(json.dumps(settings))
-    command = [*launcher(kind, ranks, port), "cdpvae.train", "--config", str(config)]
-    return run_command([*command, "--output-dir", str(directory / "run"), *flags])
+    arguments = ["--config", str(config), "--output-dir", str(directory / "run"), *flags]
+    if kind == "python" and not fresh:
+        return run_warm("cdpvae.train", *arguments)
+    return run_command([*launcher(kind, ranks, port), "cdpvae.train", *arguments])

@@ -5,12 +5,10 @@ What the description superseded (Accelerate, `torch.load`) is replaced as the RE
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 import torch
 
-from support.runs import merged, run_command, train
+from support.runs import merged, run_warm, train
 
 pytestmark = pytest.mark.launch
 
@@ -25,8 +23,8 @@ def checkpoint(small_settings, tmp_path_factory):
     return root / "run" / "checkpoint-4"
 
 
-def command(*arguments: str):
-    return run_command([sys.executable, "-m", *arguments])
+def command(module: str, *arguments: str):
+    return run_warm(module, *arguments)
 
 
 def test_preprocess_command_reaches_for_the_hub():

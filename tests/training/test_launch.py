@@ -38,7 +38,7 @@ def launched(small_settings, tmp_path_factory) -> dict[str, Path]:
         ("torchrun", 2, two, 29662),
         ("python", 1, one, 29663),
     ):
-        done = train(kind, ranks, settings, root / kind, port=port)
+        done = train(kind, ranks, settings, root / kind, port=port, fresh=True)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "done: 4 steps, 0 refused" in done.stdout
         runs[kind] = root / kind / "run"
