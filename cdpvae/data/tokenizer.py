@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import DataConfig
 
-# The description's API has the limits of the settings as defaults.
+# The original description's API has the limits of the settings as defaults.
 DEFAULT = DataConfig()
 # What Llama 3.1 reserves for padding, without declaring it as its pad token.
 LLAMA_31_PAD = "<|finetune_right_pad_id|>"

@@ -11,7 +11,7 @@ import math
 
 from cdpvae.config import LossConfig
 
-# The description's API has the values of the settings as defaults.
+# The original description's API has the values of the settings as defaults.
 DEFAULT = LossConfig()
 
 

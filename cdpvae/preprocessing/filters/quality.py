@@ -1,7 +1,7 @@
 """Damaged and degenerate text: what no model should learn to write.
 
-The limits are the description's ("no control chars, < 10 repeated chars, < 5 repeated words,
-< 30 % special chars"), each read so that it finds damage and leaves layout and code alone:
+The limits are the original description's ("no control chars, < 10 repeated chars, < 5 repeated
+words, < 30 % special chars"), each read so that it finds damage and leaves layout and code alone:
 
 - Control characters: Unicode's category Cc without tab, line feed and carriage return, and the
   replacement character, which stands where a decoder failed.

@@ -27,7 +27,7 @@ from cdpvae.preprocessing.readers.problems import Unreadable
 from cdpvae.preprocessing.readers.tables import read_csv, read_tsv
 from cdpvae.preprocessing.records import RawRecord
 
-# The hub data sets of the description's three phases.
+# The hub data sets of the original description's three phases.
 PHASES: dict[int, tuple[str, ...]] = {
     1: ("mlabonne/FineTome-100k",),
     2: ("teknium/OpenHermes-2.5", "WizardLMTeam/WizardLM_evol_instruct_V2_196k"),
