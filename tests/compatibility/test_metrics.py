@@ -1,5 +1,7 @@
 """Statistics over a stream of posteriors equal their parts."""
 
+import math
+
 import pytest
 import torch
 
