@@ -30,6 +30,9 @@ from cdpvae.latents.priors.standard import StandardNormal
 AU_THRESHOLDS = (0.01, 0.05, 0.1, 0.2)
 ACTIVE_VARIANCE = AU_THRESHOLDS[0]
 
+# The original description's API has the values of the settings as defaults.
+DEFAULT, DEFAULT_LATENT = ModelConfig(), GaussianConfig()
+
 
 @dataclass(frozen=True)
 class Posterior(Code):
@@ -50,11 +53,11 @@ class VariationalEncoder(nn.Module):
     def __init__(
         self,
         input_dim: int,
-        latent_dim: int = 64,
-        hidden_dim: int = 2048,
-        dropout: float = 0.1,
-        logvar_init_bias: float = -2.0,
-        logvar_clamp: float = 10.0,
+        latent_dim: int = DEFAULT_LATENT.latent_dim,
+        hidden_dim: int = DEFAULT.vae_hidden_dim,
+        dropout: float = DEFAULT.encoder_dropout,
+        logvar_init_bias: float = DEFAULT_LATENT.logvar_init_bias,
+        logvar_clamp: float = DEFAULT_LATENT.logvar_clamp,
     ) -> None:
         super().__init__()
         self.logvar_clamp = logvar_clamp

@@ -8,7 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdpvae.config import ModelConfig
 from cdpvae.models.text_vae.packing import Prefix
+
+# The original description's API has the values of the settings as defaults.
+DEFAULT = ModelConfig()
 
 
 class SoftPromptProjector(nn.Module):
@@ -28,8 +32,8 @@ class SoftPromptProjector(nn.Module):
         latent_dim: int,
         hidden_dim: int,
         output_dim: int,
-        num_soft_tokens: int = 32,
-        dropout: float = 0.1,
+        num_soft_tokens: int = DEFAULT.num_soft_tokens,
+        dropout: float = DEFAULT.projector_dropout,
     ) -> None:
         super().__init__()
         self.num_soft_tokens = num_soft_tokens
@@ -75,10 +79,10 @@ class DeepPrefixProjector(nn.Module):
         num_layers: int,
         num_kv_heads: int,
         head_dim: int,
-        prefix_len: int = 32,
-        hidden_dim: int = 2048,
-        bottleneck_dim: int = 256,
-        scale_init: float = 0.1,
+        prefix_len: int = DEFAULT.num_soft_tokens,
+        hidden_dim: int = DEFAULT.prefix_hidden_dim,
+        bottleneck_dim: int = DEFAULT.prefix_bottleneck_dim,
+        scale_init: float = DEFAULT.prefix_scale_init,
     ) -> None:
         super().__init__()
         # Shared by all layers: z to a bottleneck for each position.

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cdpvae.config import ModelConfig
 from cdpvae.models.text_vae.packing import Packing
+
+# The original description's API has the values of the settings as defaults.
+DEFAULT = ModelConfig()
 
 
 class LayerMix(nn.Module):
@@ -37,7 +41,12 @@ class AttentionPooling(nn.Module):
     function with D*H instead of 2*D*D multiplications per token.
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int = 8, dropout: float = 0.1):
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int = DEFAULT.pooling_heads,
+        dropout: float = DEFAULT.pooling_dropout,
+    ) -> None:
         super().__init__()
         if hidden_dim % num_heads:
             raise ValueError(
