@@ -32,7 +32,7 @@ class TokenRows(Protocol):
         ...
 
 
-@dataclass
+@dataclass(frozen=True)
 class StepBatch:
     """The data of one optimizer step on one rank; every count is over all ranks.
 

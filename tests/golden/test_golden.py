@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.recorded import assert_same, recorded_lines
 from support.runs import REPOSITORY
 
 pytestmark = [pytest.mark.slow, pytest.mark.launch, pytest.mark.timeout(7200)]
@@ -59,6 +60,15 @@ def test_a_second_run_repeats_the_whole_loss_curve(shared):
     curves = [(run / "model" / "steps.jsonl").read_text() for run in (first, second)]
     assert len(curves[0].splitlines()) == 900
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("name", ["recommended", "description"])
+def test_the_first_steps_are_those_of_the_first_version(shared, name):
+    """60 steps of the quickstart's training, recorded with version 0.1.0."""
+    config = {"CONFIG": f"cdpvae/configs/{name}.json"}
+    run = quickstart(shared, "seed0" if name == "recommended" else name, SEED="0", **config)
+    lines = (run / "model" / "steps.jsonl").read_text().splitlines()[:60]
+    assert_same([json.loads(line) for line in lines], recorded_lines(f"quickstart_{name}.jsonl"))
 
 
 def test_run_again_reuses_what_is_there(shared):

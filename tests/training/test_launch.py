@@ -40,7 +40,7 @@ def launched(small_settings, tmp_path_factory) -> dict[str, Path]:
     ):
         done = train(kind, ranks, settings, root / kind, port=port, fresh=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "done: 4 steps, 0 refused" in done.stdout
+        assert "done: 4 steps, 0 skipped" in done.stdout
         runs[kind] = root / kind / "run"
     return runs
 

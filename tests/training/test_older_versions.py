@@ -1,8 +1,6 @@
 """What an older version has written stays readable: resumed and evaluated to the same numbers.
 
-The fixtures are described in their README. Where torch and the CPU are those of the recording the
-numbers must agree bit for bit; elsewhere to 1e-4, which is a thousand times the rounding of fp32
-and a tenth of what one skipped tensor changes.
+The fixture is described in its README.
 """
 
 from __future__ import annotations
@@ -13,41 +11,13 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import torch
 
-from support.runs import REPOSITORY, launcher, run_command, run_warm
+from support.recorded import FIXTURE, assert_same, lines_of, recorded_lines
+from support.runs import launcher, run_command, run_warm
 
 pytestmark = pytest.mark.launch
 
-FIXTURE = REPOSITORY / "tests" / "fixtures" / "format_0.1.0"
 STOPPED = 4
-
-
-def same_machine() -> bool:
-    conditions = json.loads((FIXTURE / "conditions.json").read_text())
-    here = torch.backends.cpu.get_cpu_capability(), torch.__version__
-    return here == (conditions["cpu"], conditions["torch"])
-
-
-def assert_same(found, expected, path: str = "") -> None:
-    """Equal numbers, bit for bit on the machine of the recording; every other value equal."""
-    if isinstance(expected, dict):
-        missing = expected.keys() - found.keys()
-        assert not missing, f"{path}: {missing}"
-        for key, value in expected.items():
-            assert_same(found[key], value, f"{path}/{key}")
-    elif isinstance(expected, list):
-        assert len(found) == len(expected), path
-        for index, value in enumerate(expected):
-            assert_same(found[index], value, f"{path}[{index}]")
-    elif isinstance(expected, float) and not same_machine():
-        assert found == pytest.approx(expected, rel=1e-4, abs=1e-6), path
-    else:
-        assert found == expected, path
-
-
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -68,9 +38,8 @@ def test_the_recorded_run_continues_as_it_would_have(recorded):
     command = [*launcher("deepspeed", 2, 29671), "cdpvae.train", "--config", "settings-in.json"]
     run_there(recorded, [*command, "--resume", "latest"])
     for name in ("steps.jsonl", "checks.jsonl"):
-        expected = lines(FIXTURE / name)
-        found = lines(recorded / "run" / name)
-        assert_same(found, expected)
+        found = lines_of(recorded / "run" / name)
+        assert_same(found, recorded_lines(name))
         assert found[-1]["step"] == 2 * STOPPED
 
 
