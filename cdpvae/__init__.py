@@ -37,7 +37,6 @@ _HOME = {
     "cdpvae.latents.gaussian": ("VariationalEncoder",),
     "cdpvae.loss": ("CyclicalAnnealingSchedule",),
     "cdpvae.metrics": ("ReconstructionMetrics",),
-    "cdpvae.collapse": ("CollapseMetrics",),
     "cdpvae.data": (
         "LlamaTokenizerWrapper",
         "PreprocessedDataset",
@@ -47,6 +46,7 @@ _HOME = {
     "cdpvae.compatibility": (
         "ActiveUnitsCounter",
         "AdaptiveInterventionScheduler",
+        "CollapseMetrics",
         "CollapseMonitor",
         "DynamicPaddingCollator",
         "FreeBitsKL",

@@ -172,7 +172,12 @@ class VAEBatch:
         response_mask: Tensor,
         sample_index: Tensor | None = None,
     ) -> VAEBatch:
-        """Adapt padded (B, L) tensors. `sample_index` defaults to 0..B-1."""
+        """Adapt padded tensors.
+
+        instruction_ids, instruction_mask (B, L): what the encoder reads; 0 in a mask is padding.
+        response_ids, response_mask (B, L): what the decoder writes.
+        sample_index (B,) int64: 0..B-1 by default.
+        """
         instruction = PackedText.from_padded(instruction_ids, instruction_mask)
         response = PackedText.from_padded(response_ids, response_mask)
         if sample_index is None:
@@ -279,11 +284,13 @@ class StepOutput:
     """What a model's forward gives the training loop for one micro-batch.
 
     terms: of the objective, in the order in which they are added up.
-    observed: further tensors by name, for what watches the training.
+    observed: further tensors by name, detached, for what watches the training.
+    gradient_point: with its graph, the tensor at which the terms' gradients are compared.
     """
 
     terms: list[Term]
     observed: Mapping[str, Tensor]
+    gradient_point: Tensor
 
     @property
     def total(self) -> Tensor:

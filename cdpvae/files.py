@@ -122,7 +122,7 @@ def locked(directory: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another preprocessing run works in {directory}; wait for it or stop it"
+                f"another process works in {directory}; wait for it or stop it"
             ) from None
         yield
     finally:

@@ -33,8 +33,8 @@ def train(argv: Sequence[str] | None = None) -> None:
     try:
         trainer = build_trainer(settings, world)
         state = trainer.run()
-        trainer.of.telemetry.say(f"done: {state.step} steps, {state.skipped} skipped")
-        trainer.of.telemetry.close()
+        trainer.context.telemetry.say(f"done: {state.step} steps, {state.skipped} skipped")
+        trainer.context.telemetry.close()
     finally:
         close_world()
 

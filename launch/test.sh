@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install what the tests need and run them.
 #
-#   ./launch/test.sh            the quick suite: at most 20 minutes on 2 CPU cores
+#   ./launch/test.sh            the quick suite: about 10 minutes on 2 quiet CPU cores
 #   ./launch/test.sh --all      everything: full matrices and golden runs too, about two hours
 #   ./launch/test.sh PYTEST-ARGUMENTS...
 set -euo pipefail

@@ -15,7 +15,10 @@ from cdpvae.config import CollapseConfig, Settings
 
 @dataclass(frozen=True)
 class Intervention:
-    """Hold the weights from now on; also readable as `intervention["bow_weight"]`."""
+    """The weights that apply from the next step on.
+
+    Also readable as `intervention["bow_weight"]`.
+    """
 
     level: Level
     bow_weight: float
@@ -82,17 +85,17 @@ class AdaptiveInterventionScheduler:
 
     @property
     def bow_weight(self) -> float:
-        """Read the weight of the bag-of-words loss from now on."""
+        """The weight of the bag-of-words loss that applies from the next step on."""
         return self.now["bow_weight"]
 
     @property
     def contrastive_weight(self) -> float:
-        """Read the weight of InfoNCE from now on."""
+        """The weight of InfoNCE that applies from the next step on."""
         return self.now["contrastive_weight"]
 
     @property
     def word_dropout(self) -> float:
-        """Read the share of decoder inputs dropped from now on."""
+        """The share of decoder inputs dropped that applies from the next step on."""
         return self.now["word_dropout"]
 
     def intervene(self, metrics: CollapseMetrics) -> Intervention:

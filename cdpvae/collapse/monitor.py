@@ -51,7 +51,6 @@ class CollapseMetrics:
     is_collapsing: the level was above NONE in `patience` checks in a row.
     indicators: the thresholds missed.
     notes: thresholds that could not be judged, and why.
-    infonce_bound: log K - InfoNCE of anchor against augmented vectors, where they were given.
     """
 
     level: Level
@@ -59,7 +58,6 @@ class CollapseMetrics:
     health: Mapping[str, float] = field(default_factory=dict)
     indicators: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    infonce_bound: float | None = None
 
     def __getitem__(self, name: str) -> float:
         """Return one figure of the family's health."""
@@ -87,7 +85,7 @@ class CollapseMonitor:
 
     def add(self, code: Code) -> None:
         """Take codes of all ranks into the window; the oldest beyond its size leave."""
-        new = code.detach().map(lambda tensor: tensor.float().cpu())
+        new = code.detach().to(torch.float32, "cpu")
         both = new if self.window is None else type(new).concat([self.window, new])
         kept = both.rows(max(0, both.num_rows - self.config.window_rows))
         # The window is copied so that what has left frees its memory.
@@ -153,11 +151,13 @@ class CollapseMonitor:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly there. Raises ValueError for the window of another family."""
         window = {key: value.clone() for key, value in state.items() if torch.is_tensor(value)}
-        try:
-            self.window = self.family.code_type(**window) if window else None
-        except TypeError:
+        # A window without rows is none, whatever its tensors were called.
+        if not any(len(rows) for rows in window.values()):
+            window = {}
+        if window and window.keys() != set(self.family.code_type.names()):
             raise ValueError(
                 f"the saved window holds {sorted(window)}, which is no "
                 f"{self.family.code_type.__name__} of this latent family"
-            ) from None
+            )
+        self.window = self.family.code_type(**window) if window else None
         self.checks, self.in_a_row = state["checks"], state["in_a_row"]

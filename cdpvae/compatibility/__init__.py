@@ -5,7 +5,11 @@ own: padded tensors, a loss that is called with keywords, a monitor that is show
 They stay importable from `cdpvae` and do what it says. Nothing else in the package uses them.
 """
 
-from cdpvae.compatibility.collapse import AdaptiveInterventionScheduler, CollapseMonitor
+from cdpvae.compatibility.collapse import (
+    AdaptiveInterventionScheduler,
+    CollapseMetrics,
+    CollapseMonitor,
+)
 from cdpvae.compatibility.counter import ActiveUnitsCounter
 from cdpvae.compatibility.loss import (
     FreeBitsKL,
@@ -22,6 +26,7 @@ from cdpvae.compatibility.texts import InstructionDataset
 __all__ = [
     "ActiveUnitsCounter",
     "AdaptiveInterventionScheduler",
+    "CollapseMetrics",
     "CollapseMonitor",
     "DynamicPaddingCollator",
     "FreeBitsKL",

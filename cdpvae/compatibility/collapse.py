@@ -6,19 +6,55 @@ Legend: Z latent.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from cdpvae.collapse import AdaptiveInterventionScheduler as InterventionScheduler
-from cdpvae.collapse import CollapseMetrics
+from cdpvae.collapse import CollapseMetrics as HealthMetrics
 from cdpvae.collapse import CollapseMonitor as HealthMonitor
 from cdpvae.compatibility.loss import InfoNCELoss
 from cdpvae.config import CollapseConfig, LossConfig
 from cdpvae.latents import Code, Posterior, gaussian
 
 LOSS = LossConfig()
+
+
+@dataclass(frozen=True)
+class CollapseMetrics(HealthMetrics):
+    """One check, with the figures under the description's names.
+
+    infonce_bound: log K - InfoNCE of anchor against augmented means, where they were given.
+    """
+
+    infonce_bound: float | None = None
+
+    @property
+    def au(self) -> int:
+        """Active units."""
+        return int(self.health.get("active_units", 0))
+
+    @property
+    def au_ratio(self) -> float:
+        """Share of active units."""
+        return self.health.get("active_unit_ratio", 0.0)
+
+    @property
+    def mi(self) -> float:
+        """Mutual information, nats."""
+        return self.health.get("mutual_information", 0.0)
+
+    @property
+    def mi_cap(self) -> float:
+        """What the mutual information cannot exceed: the log of the rows in the window."""
+        return self.health.get("mutual_information_cap", 0.0)
+
+    @property
+    def mean_kl(self) -> float:
+        """KL in nats per dimension."""
+        return self.health.get("mean_kl", 0.0)
 
 
 class _GaussianFamily:
@@ -57,12 +93,13 @@ class CollapseMonitor(HealthMonitor):
             )
         # Every batch is looked at, so every batch is a check.
         self.add(Posterior(mu, logvar))
-        metrics = self.check()
+        found = self.check()
+        parts = {part.name: getattr(found, part.name) for part in dataclasses.fields(found)}
         if mu_augmented is None:
-            return metrics
+            return CollapseMetrics(**parts)
         # The bound compares each anchor with its augmented view.
         contrast = InfoNCELoss()(mu.detach().float(), mu_augmented.detach().float())
-        return dataclasses.replace(metrics, infonce_bound=float(contrast.mi_bound))
+        return CollapseMetrics(**parts, infonce_bound=float(contrast.mi_bound))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly there. Raises ValueError for another latent size."""
@@ -75,7 +112,12 @@ class CollapseMonitor(HealthMonitor):
 
 
 class AdaptiveInterventionScheduler(InterventionScheduler):
-    """The scheduler with the description's default weights."""
+    """The scheduler with the description's default weights.
+
+    initial_bow_weight, initial_contrastive_weight: where these weights start and return to.
+    initial_word_dropout: likewise.
+    config: factors and bounds.
+    """
 
     def __init__(
         self,

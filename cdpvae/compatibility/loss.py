@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cdpvae.batch import PackedText, StepSchedule, Term, sum_of
-from cdpvae.compatibility.output import LossTerms, StepPlan
+from cdpvae.compatibility.output import LossTerms, StepPlan, schedule_of
 from cdpvae.config import LossConfig
 from cdpvae.latents import Posterior, gaussian
 from cdpvae.loss import (
@@ -122,7 +122,7 @@ class SoftPromptVAELoss:
         response: PackedText,
         special_ids: Tensor,
         view: Posterior | None = None,
-        plan: StepSchedule | None = None,
+        plan: StepPlan | StepSchedule | None = None,
         gather: Gather | None = None,
     ) -> LossTerms:
         """Compute the loss of one micro-batch.
@@ -169,12 +169,12 @@ class SoftPromptVAELoss:
                 view=None if view is None else view.mu,
                 bow_head=head,
             ),
-            plan or self._plan(targets),
+            schedule_of(plan) or self._plan(targets).to_schedule(),
             gather,
         )
         return self._loss_terms(terms)
 
-    def _plan(self, targets: Tensor) -> StepSchedule:
+    def _plan(self, targets: Tensor) -> StepPlan:
         """Return the schedule of a call without one."""
         # Without data (shape propagation) the number of valid targets is unknown.
         valid = targets.numel()
@@ -220,7 +220,7 @@ class SoftPromptVAELoss:
         return found
 
     def weighted_terms(
-        self, terms: LossTerms, plan: StepSchedule | None = None
+        self, terms: LossTerms, plan: StepPlan | StepSchedule | None = None
     ) -> dict[str, Tensor]:
         """Return recon, kl, bow and, where computed, infonce as they enter `terms.total`.
 
@@ -229,11 +229,11 @@ class SoftPromptVAELoss:
         """
         names = ("recon", "recon_nats_per_sequence", "kl", "bow", "infonce")
         # Of the two forms of the reconstruction, the one that is trained on counts.
-        weighted = {term.name: term.weighted for term in terms.parts if term.name in names}
-        per_sequence = weighted.pop("recon_nats_per_sequence")
-        if per_sequence.requires_grad or not weighted["recon"].requires_grad:
-            weighted["recon"] = per_sequence
-        return weighted
+        parts = {term.name: term for term in terms.parts if term.name in names}
+        per_sequence = parts.pop("recon_nats_per_sequence")
+        if per_sequence.weight:
+            parts["recon"] = per_sequence
+        return {name: term.weighted for name, term in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the queue; the rest is settings."""

@@ -75,7 +75,7 @@ class VAEOutput:
 def forward(
     model: LlamaSoftPromptVAE,
     batch: VAEBatch,
-    plan: StepSchedule | None = None,
+    plan: StepPlan | StepSchedule | None = None,
     *,
     loss_fn: SoftPromptVAELoss | None = None,
     gather: Gather | None = None,
@@ -92,7 +92,7 @@ def forward(
     return_logits: also make the padded logits and those of the bag of words.
     """
     # Run the live model.
-    output = model(batch, plan, seed=seed)
+    output = model(batch, schedule_of(plan), seed=seed)
     gaussian_code = isinstance(output.code, Posterior)
     # Compute the losses, and the logits that training never makes, where asked for.
     terms = None
@@ -128,7 +128,7 @@ def _terms_of(
     batch: VAEBatch,
     output: ModelOutput,
     loss_fn: SoftPromptVAELoss,
-    plan: StepSchedule | None,
+    plan: StepPlan | StepSchedule | None,
     gather: Gather | None,
 ) -> LossTerms:
     """Call the description's loss on a forward pass."""
@@ -151,25 +151,38 @@ def _terms_of(
     )
 
 
-def StepPlan(
-    step: int,
-    epoch: int,
-    beta: float,
-    bow_weight: float,
-    contrastive_weight: float,
-    word_dropout: float,
-    target_divisor: float,
-    with_view: bool,
-    row_divisor: int | None = None,
-) -> StepSchedule:
-    """Make a `StepSchedule`, whose fields these are, from the two weights by name."""
-    return StepSchedule(
-        step=step,
-        epoch=epoch,
-        beta=beta,
-        weights={"bow": bow_weight, "contrastive": contrastive_weight},
-        word_dropout=word_dropout,
-        target_divisor=target_divisor,
-        row_divisor=row_divisor,
-        with_view=with_view,
-    )
+@dataclass(frozen=True)
+class StepPlan:
+    """The description's schedule of a step: a `StepSchedule` whose two weights have names.
+
+    bow_weight, contrastive_weight: of the bag of words and of InfoNCE; the other fields are those
+    of `StepSchedule`.
+    """
+
+    step: int
+    epoch: int
+    beta: float
+    bow_weight: float
+    contrastive_weight: float
+    word_dropout: float
+    target_divisor: float
+    with_view: bool
+    row_divisor: int | None = None
+
+    def to_schedule(self) -> StepSchedule:
+        """Return what the live model and objective take."""
+        return StepSchedule(
+            step=self.step,
+            epoch=self.epoch,
+            beta=self.beta,
+            weights={"bow": self.bow_weight, "contrastive": self.contrastive_weight},
+            word_dropout=self.word_dropout,
+            target_divisor=self.target_divisor,
+            row_divisor=self.row_divisor,
+            with_view=self.with_view,
+        )
+
+
+def schedule_of(plan: StepPlan | StepSchedule | None) -> StepSchedule | None:
+    """Return the live schedule of a plan, of a schedule itself, or None."""
+    return plan.to_schedule() if isinstance(plan, StepPlan) else plan

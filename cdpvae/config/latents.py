@@ -19,7 +19,7 @@ class GaussianConfig(Group):
 
     kind: Literal["gaussian"] = "gaussian"
 
-    latent_dim: int = Field(default=64, ge=1, description="Z, numbers in the code z")
+    latent_dim: int = Field(default=64, ge=1, description="Z, how many numbers z has")
     # The start of logvar and its bounds keep exp(logvar) away from 0 and from overflow.
     logvar_init_bias: float = Field(
         default=-2.0, description="constant bias of the logvar head at the start"

@@ -8,13 +8,16 @@ from pydantic import Field
 
 from cdpvae.config.base import Group
 
+Objective = Literal["per_token", "elbo"]
+BowReduction = Literal["bce", "categorical"]
+
 
 class LossConfig(Group):
     """Weights and variants of the four terms: reconstruction, KL, bag of words, InfoNCE."""
 
     group: ClassVar[str | None] = "loss"
 
-    objective: Literal["per_token", "elbo"] = Field(
+    objective: Objective = Field(
         default="per_token",
         description="mean token CE + beta KL/Z, or the ELBO's sums per sequence",
     )
@@ -31,7 +34,7 @@ class LossConfig(Group):
     )
     # The bag of words: z alone must predict which tokens occur in the response.
     bow_weight: float = Field(default=1.5, ge=0, description="weight of the bag of words; 0 is off")
-    bow_reduction: Literal["bce", "categorical"] = Field(
+    bow_reduction: BowReduction = Field(
         default="bce",
         description="multi-label BCE (the original description) or -log softmax (literature)",
     )

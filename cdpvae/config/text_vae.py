@@ -102,8 +102,8 @@ class ModelConfig(Group):
 
         Raises ValueError for a family without it.
         """
-        if self.latent.kind == "none":
-            raise ValueError("latent_dim: a model with latent.kind=none has no z")
+        if not isinstance(self.latent, GaussianConfig):
+            raise ValueError(f"latent_dim: a model with latent.kind={self.latent.kind} has none")
         return self.latent.latent_dim
 
     @property

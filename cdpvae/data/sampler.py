@@ -139,7 +139,14 @@ class RowCountSampler(StepSampler):
     """Give every step the same number of rows.
 
     The rows depend on (seed, epoch) and the lengths alone. The last, incomplete step of an epoch
-    is dropped. rows_per_micro_batch: per rank; the other arguments are those of `StepSampler`.
+    is dropped.
+
+    response_lengths, instruction_lengths (rows,): tokens of each row.
+    rows_per_micro_batch: per rank.
+    grad_accum: micro-batches of a rank and step.
+    world_size: ranks.
+    seed: of the order.
+
     Raises ValueError when the rows do not fill one step.
     """
 

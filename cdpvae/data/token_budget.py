@@ -34,8 +34,13 @@ class TokenBudgetSampler(StepSampler):
     row each, fewer rows than bins. The last two steps share what is left and may be half full.
     The number of steps may differ by epoch.
 
-    tokens_per_micro_batch: the budget of a bin. prompt_tokens: soft prompts that a row costs beside
-    its own tokens; the other arguments are those of `StepSampler`.
+    response_lengths, instruction_lengths (rows,): tokens of each row.
+    tokens_per_micro_batch: the budget of a bin.
+    grad_accum: micro-batches of a rank and step.
+    world_size: ranks.
+    seed: of the order.
+    prompt_tokens: soft prompts that a row costs beside its own tokens.
+
     Raises ValueError for a row above the budget and for fewer rows than bins.
     """
 

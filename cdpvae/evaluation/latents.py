@@ -17,7 +17,7 @@ from torch import Tensor
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.verdicts import Likelihoods, Verdict
 from cdpvae.latents import MutualInformation
-from cdpvae.latents.gaussian import AU_THRESHOLDS, count_active, variance_over_rows
+from cdpvae.latents.base import variance_over_rows
 from cdpvae.metrics import effective_rank, pairwise_similarities
 
 
@@ -57,20 +57,23 @@ def measure_latents(opened: OpenedRun, rows: RowSelection) -> LatentFigures:
         )
     # Encode every row; figures are computed over all rows at once, on the CPU.
     codes = [
-        model.infer(batch.instruction.to(model.device)).map(lambda tensor: tensor.float().cpu())
+        model.infer(batch.instruction.to(model.device)).to(torch.float32, "cpu")
         for batch in opened.rows(rows)
     ]
     code = type(codes[0]).concat(codes)
     # Measure the vectors, and the rate in fp64.
     vectors = model.latent.flat(code)
-    variance = variance_over_rows(vectors)
-    rate = model.latent.penalties(code.map(lambda tensor: tensor.double())).get("kl")
+    rate = model.latent.penalties(code.to(torch.float64)).get("kl")
     mean_cosine, max_cosine, mean_distance = pairwise_similarities(vectors)
     return LatentFigures(
         rows=code.num_rows,
-        active_units={limit: count_active(variance, limit) for limit in AU_THRESHOLDS},
-        rate_per_dim=torch.zeros(0) if rate is None else rate.flatten(1).mean(0),
-        variance=variance,
+        active_units={
+            threshold: count
+            for threshold in model.latent.activity_thresholds
+            if (count := model.latent.active_units(code, threshold)) is not None
+        },
+        rate_per_dim=torch.zeros(0) if rate is None else rate.reshape(len(rate), -1).mean(0),
+        variance=variance_over_rows(vectors),
         information=model.latent.information(code, seed=0),
         effective_rank=effective_rank(vectors),
         mean_cosine=mean_cosine,
@@ -86,11 +89,13 @@ def judge_latents(figures: LatentFigures, free_bits: float) -> list[Verdict]:
         Verdict(
             f"active units (var > {threshold:g})",
             float(count),
-            dims / 2 if threshold == AU_THRESHOLDS[0] else None,
-            float(dims) if threshold == AU_THRESHOLDS[0] else None,
+            dims / 2 if first else None,
+            float(dims) if first else None,
             f"of {dims}",
         )
-        for threshold, count in figures.active_units.items()
+        for first, (threshold, count) in zip(
+            [True, *[False] * len(figures.active_units)], figures.active_units.items(), strict=False
+        )
     ]
     # The rate and what texts and latents share, for families that have them.
     if figures.rate_per_dim.numel():

@@ -146,14 +146,19 @@ def measure_batches(
 ) -> tuple[LikelihoodSums, Code | None]:
     """Return sums over the rows of the batches, and their codes on the CPU.
 
-    seed: keys posterior noise and prior draws. z_use: also replace z. No batch gives no code.
+    model: in whatever mode; it is evaluated without dropout.
+    batches: packed rows.
+    seed: keys posterior noise and prior draws.
+    z_use: also replace z.
+
+    No batch gives no code.
     """
     total, codes = LikelihoodSums(), []
     with model.evaluating():
         for batch in batches:
             sums, code = _measure_batch(model, batch.to(model.device), seed, z_use)
             total = total + sums
-            codes.append(code.map(lambda tensor: tensor.cpu()))
+            codes.append(code.map(Tensor.cpu))
     return total, type(codes[0]).concat(codes) if codes else None
 
 
@@ -192,7 +197,10 @@ def _measure_batch(
 def evaluate_likelihood(
     model: LlamaSoftPromptVAE, batches: Iterable[VAEBatch], *, seed: int, z_use: bool = True
 ) -> Likelihood:
-    """Return the `Likelihood` of one process over its batches."""
+    """Return the `Likelihood` of one process over its batches.
+
+    model, batches, seed, z_use: as in `measure_batches`.
+    """
     sums, code = measure_batches(model, batches, seed=seed, z_use=z_use)
     return Likelihood.of(sums, health_of(model, code, seed=seed))
 

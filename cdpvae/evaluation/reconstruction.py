@@ -31,7 +31,10 @@ def generate_texts(
 ) -> list[GeneratedText]:
     """Write greedy texts of rows from z = mu and from z ~ q(z|x); from nothing without a latent.
 
-    rows: which ones; none for a limit of 0. max_length: tokens per text. seed: of z ~ q(z|x).
+    opened: the run.
+    rows: which ones; none for a limit of 0.
+    max_length: tokens per text.
+    seed: of z ~ q(z|x).
     """
     model, texts = opened.model, []
     for batch in opened.rows(rows) if rows.limit else []:
@@ -103,7 +106,9 @@ def write_texts(
 ) -> None:
     """Write scores, likelihoods and all texts as JSON; directories are made.
 
-    path: of the file. checkpoint: as the user named it.
+    path: of the file.
+    checkpoint: as the user named it.
+    texts, likelihoods: what was measured.
     """
     content = {
         "checkpoint": checkpoint,

@@ -83,9 +83,14 @@ class Likelihoods:
 def compare_likelihoods(
     opened: OpenedRun, baseline: str | None, rows: RowSelection, seed: int
 ) -> Likelihoods:
-    """Measure a run, and the baseline at the directory `baseline`, on the same rows.
+    """Measure a run and a baseline on the same rows.
 
-    seed: of posterior noise and prior draws. Raises ValueError when the baseline has a latent.
+    opened: the run.
+    baseline: directory of a run without a latent, or None.
+    rows: which ones.
+    seed: of posterior noise and prior draws.
+
+    Raises ValueError when the baseline has a latent.
     """
     result = evaluate_likelihood(opened.model, opened.rows(rows), seed=seed)
     if baseline is None:

@@ -2,8 +2,8 @@
 
 A family says how a text becomes a code (`infer`), a code a z (`sample`, `mean`), what using the
 latent costs (`penalties`), how likely a z is (`log_q`, `prior`), and how to see that the family is
-well (`health`). The model, the losses, the monitor and the evaluation know `Latent` and nothing
-of what is inside a code.
+well (`health`). The model, the losses, the monitor and the evaluation use this interface and read
+no field of a code.
 """
 
 from __future__ import annotations

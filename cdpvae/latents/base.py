@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cdpvae.config import ModelConfig
-from cdpvae.latents.information import MutualInformation, mutual_information
+from cdpvae.latents.information import MutualInformation, information_from_densities
 from cdpvae.latents.noise import GeneratorNoise, Noise
 from cdpvae.latents.priors.base import Prior
 
@@ -30,9 +30,14 @@ class Code:
         """B."""
         return int(next(iter(self.tensors().values())).shape[0])
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of the fields."""
+        return [field.name for field in dataclasses.fields(cls)]
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, name) for name in self.names()}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Return a code whose every tensor is `function` of this one's."""
@@ -41,6 +46,14 @@ class Code:
     def rows(self, start: int, stop: int | None = None) -> Self:
         """Return the rows from `start` to before `stop`, as views."""
         return self.map(lambda tensor: tensor[start:stop])
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Self:
+        """Return the same numbers in another float dtype, on another device; integers stay."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+
+        return self.map(move)
 
     def detach(self) -> Self:
         """Return the same numbers without their graph."""
@@ -51,8 +64,7 @@ class Code:
         """Return the rows of all codes in order. Raises ValueError for no code."""
         if not codes:
             raise ValueError("no code to put together; give at least one")
-        fields = dataclasses.fields(cls)
-        return cls(**{f.name: torch.cat([getattr(c, f.name) for c in codes]) for f in fields})
+        return cls(**{name: torch.cat([getattr(c, name) for c in codes]) for name in cls.names()})
 
 
 class Latent(nn.Module, ABC):
@@ -65,6 +77,8 @@ class Latent(nn.Module, ABC):
     # Whether a text is read at all: without it there is no encoder pass and no soft prompt.
     reads_text: ClassVar[bool] = True
     code_type: ClassVar[type[Code]]
+    # Variances above which a dimension counts as active, for families with such dimensions.
+    activity_thresholds: ClassVar[tuple[float, ...]] = ()
 
     shape: tuple[int, ...]
     prior: Prior
@@ -95,12 +109,23 @@ class Latent(nn.Module, ABC):
         """Return one vector a row (B, F) for contrast and probes: the mean, flattened."""
         return self.mean(code).flatten(1)
 
+    def gradient_point(self, code: Code) -> Tensor:
+        """Return the tensor of the code at which the terms' gradients are compared: the first.
+
+        Every loss that reaches the encoder must reach it through this tensor.
+        """
+        return next(iter(code.tensors().values()))
+
+    def active_units(self, code: Code, threshold: float) -> int | None:
+        """Count dimensions that vary by more than `threshold` over the rows; None without any."""
+        return None
+
     @abstractmethod
     def penalties(self, code: Code) -> Mapping[str, Tensor]:
         """Return what using the latent costs, not reduced: (B,) or (B, F) nats by name.
 
         `kl` is the rate: it gets beta and free bits, which need means over all ranks. Every other
-        penalty becomes a term of its own with weight 1, so a family scales it itself.
+        penalty becomes a term of its own, summed over F, with weight 1: a family scales it itself.
         """
 
     def log_q(self, z: Tensor, code: Code) -> Tensor | None:
@@ -129,11 +154,16 @@ class Latent(nn.Module, ABC):
             assert density is not None
             return density
 
-        return mutual_information(log_q, z)
+        return information_from_densities(log_q, z)
 
     @abstractmethod
     def interpolate(self, a: Tensor, b: Tensor, steps: int, mode: str) -> Tensor:
-        """Return `steps` latents on the way from a to b, ends included; steps come first."""
+        """Return latents on the way from a to b, ends included; steps come first.
+
+        a, b (*shape) or (B, *shape): the ends.
+        steps: how many, at least 2.
+        mode: how the way is laid, as far as the family knows several.
+        """
 
     @abstractmethod
     def health(self, code: Code, *, seed: int, active_variance: float) -> dict[str, float]:
@@ -142,3 +172,10 @@ class Latent(nn.Module, ABC):
         seed: of the random draws that an estimator makes. active_variance: a dimension counts as
         used when its mean varies by more than this over the rows.
         """
+
+
+def variance_over_rows(vectors_NF: Tensor) -> Tensor:
+    """Return the variance of each number over rows, with N-1 -> (F,) fp64; zeros for one row."""
+    if vectors_NF.shape[0] < 2:
+        return torch.zeros(vectors_NF.shape[1], dtype=torch.float64)
+    return vectors_NF.double().var(dim=0, unbiased=True)

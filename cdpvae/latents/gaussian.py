@@ -1,7 +1,7 @@
 """The diagonal Gaussian: q(z|x) = N(mu, exp(logvar)), p(z) = N(0, I).
 
-The family of the original description. All its formulas are here, once: the KL, the density, the
-mutual information, active units.
+The family of the original description. Its formulas are here, once: the KL, the density, active
+units. The estimator of the mutual information, which only needs densities, is in `information.py`.
 
 Legend: B rows, N rows of a larger set, M latents, D pooled width, Z latent dimensions.
 """
@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cdpvae.config import GaussianConfig, ModelConfig
-from cdpvae.latents.base import Code, Latent
-from cdpvae.latents.information import MutualInformation
-from cdpvae.latents.information import mutual_information as information_of
+from cdpvae.latents.base import Code, Latent, variance_over_rows
+from cdpvae.latents.information import MutualInformation, information_from_densities
 from cdpvae.latents.noise import Noise
 from cdpvae.latents.priors.base import Prior
 from cdpvae.latents.priors.standard import StandardNormal
@@ -44,6 +43,12 @@ class Posterior(Code):
 
 class VariationalEncoder(nn.Module):
     """Map pooled texts to mu and logvar of q(z|x).
+
+    input_dim: D.
+    latent_dim: Z.
+    hidden_dim: width of both layers.
+    dropout: after each of them.
+    logvar_init_bias, logvar_clamp: where logvar starts, and the bounds it is held in.
 
     Two GELU layers with dropout. The logvar head starts at weight N(0, 0.01) (standard deviation)
     and a constant bias, -2 by default: neither exploding nor, as with zeros, cut off from the
@@ -89,6 +94,7 @@ class Gaussian(Latent):
     """The family of one Gaussian vector a text."""
 
     code_type: ClassVar[type[Code]] = Posterior
+    activity_thresholds: ClassVar[tuple[float, ...]] = AU_THRESHOLDS
 
     def __init__(self, encoder: VariationalEncoder) -> None:
         super().__init__()
@@ -137,13 +143,22 @@ class Gaussian(Latent):
         """Return KL(q(z|x) || N(0, I)) of each row (B,)."""
         return self.penalties(code)["kl"].sum(1)
 
+    def active_units(self, code: Code, threshold: float) -> int:
+        """Count dimensions whose mean varies by more than `threshold` over the rows."""
+        return active_units(_posterior(code).mu, threshold)
+
     def information(self, code: Code, *, seed: int) -> MutualInformation:
-        """Estimate I(x; z) over the rows of the code, in fp64."""
+        """Estimate I(x; z) over the rows of the code; draws and densities are fp64."""
         posterior = _posterior(code)
         return mutual_information(posterior.mu, posterior.logvar, seed=seed)
 
     def interpolate(self, a: Tensor, b: Tensor, steps: int, mode: str) -> Tensor:
-        """Return latents on the straight line or the great arc from a to b; `interpolate`."""
+        """Return latents on the way from a to b; `interpolate`.
+
+        a, b: the ends.
+        steps: how many.
+        mode: `linear`, the straight line, or `slerp`, the great arc.
+        """
         return interpolate(a, b, steps, mode)
 
     def health(self, code: Code, *, seed: int, active_variance: float) -> dict[str, float]:
@@ -183,13 +198,6 @@ def kl_per_dim(mu_NZ: Tensor, logvar_NZ: Tensor) -> Tensor:
     return kl_per_row_dim(mu_NZ.double(), logvar_NZ.double()).mean(0)
 
 
-def variance_over_rows(mu_NZ: Tensor) -> Tensor:
-    """Return the variance of each dimension over rows, with N-1 -> (Z,) fp64; zeros for one row."""
-    if mu_NZ.shape[0] < 2:
-        return torch.zeros(mu_NZ.shape[1], dtype=torch.float64)
-    return mu_NZ.double().var(dim=0, unbiased=True)
-
-
 def count_active(variance_Z: Tensor, threshold: float = ACTIVE_VARIANCE) -> int:
     """Count dimensions whose posterior mean has a variance (Z,) above `threshold`.
 
@@ -218,8 +226,11 @@ def mutual_information(
 ) -> MutualInformation:
     """Estimate I(x; z) over N rows; `information.py` has the estimator.
 
-    mu, logvar: (N, Z). z (N, Z): one draw a row, made with `seed` when None. Computes in fp64 on
-    the CPU. Raises ValueError for no row.
+    mu, logvar (N, Z): of the posteriors.
+    z (N, Z): one draw a row, made when None.
+    seed: of the draws.
+
+    Computes in fp64 on the CPU. Raises ValueError for no row.
     """
     posterior = Posterior(mu.double().cpu(), logvar.double().cpu())
     # One draw a row, the same for the same seed.
@@ -227,7 +238,7 @@ def mutual_information(
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(posterior.mu.shape, generator=generator, dtype=torch.float64)
         z = reparameterize(posterior, noise)
-    return information_of(lambda rows: log_density(rows, posterior), z.double().cpu())
+    return information_from_densities(lambda rows: log_density(rows, posterior), z.double().cpu())
 
 
 def health(posterior: Posterior, *, seed: int, active_variance: float) -> dict[str, float]:
@@ -249,6 +260,10 @@ def health(posterior: Posterior, *, seed: int, active_variance: float) -> dict[s
 
 def interpolate(z1: Tensor, z2: Tensor, num_steps: int = 10, mode: str = "linear") -> Tensor:
     """Return a way from z1 to z2, ends included: (Z,) -> (S, Z), (B, Z) -> (S, B, Z).
+
+    z1, z2 (Z,) or (B, Z): the ends.
+    num_steps: S, at least 2.
+    mode: `linear` or `slerp`.
 
     `slerp` turns the direction at constant angular speed and interpolates the length linearly
     (Shoemake 1985; White 2016): the middle of two Gaussian samples keeps a typical length.

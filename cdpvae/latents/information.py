@@ -31,7 +31,7 @@ class MutualInformation:
     cap: float
 
 
-def mutual_information(
+def information_from_densities(
     log_q: Callable[[Tensor], Tensor], z: Tensor, chunk_rows: int = CHUNK_ROWS
 ) -> MutualInformation:
     """Estimate I(x; z) from one z of each row.

@@ -26,10 +26,6 @@ class Noise(Protocol):
         """Return standard normal numbers (num_rows, *shape)."""
         ...
 
-    def uniform(self, num_rows: int, shape: tuple[int, ...]) -> Tensor:
-        """Return numbers (num_rows, *shape), uniform in [0, 1)."""
-        ...
-
 
 @dataclass(frozen=True)
 class KeyedNoise:
@@ -49,12 +45,6 @@ class KeyedNoise:
         """Return standard normal numbers (num_rows, *shape); num_rows is B."""
         sample, position = self._counters(num_rows, shape)
         drawn = philox.normal(self.seed, self.stream, sample, self.epoch, position, impl=self.impl)
-        return drawn.view(num_rows, *shape)
-
-    def uniform(self, num_rows: int, shape: tuple[int, ...]) -> Tensor:
-        """Return numbers (num_rows, *shape), uniform in [0, 1); num_rows is B."""
-        sample, position = self._counters(num_rows, shape)
-        drawn = philox.uniform(self.seed, self.stream, sample, self.epoch, position, impl=self.impl)
         return drawn.view(num_rows, *shape)
 
     def _counters(self, num_rows: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -81,10 +71,6 @@ class GeneratorNoise:
     def normal(self, num_rows: int, shape: tuple[int, ...]) -> Tensor:
         """Return standard normal numbers (num_rows, *shape)."""
         return torch.randn(num_rows, *shape, generator=self.generator, device=self._place())
-
-    def uniform(self, num_rows: int, shape: tuple[int, ...]) -> Tensor:
-        """Return numbers (num_rows, *shape), uniform in [0, 1)."""
-        return torch.rand(num_rows, *shape, generator=self.generator, device=self._place())
 
     def _place(self) -> torch.device | None:
         if self.device is not None or self.generator is None:

@@ -1,7 +1,7 @@
 """No latent: the baseline that a latent is measured against.
 
 The same decoder, trainer and data, but no encoder pass, no prompts and no z. Every tensor of this
-family has a width of 0, so the code that uses it needs no case of its own.
+family has a width of 0, so that what computes with it needs no other path.
 
 Legend: B rows.
 """
@@ -66,5 +66,5 @@ class NoLatent(Latent):
         raise ValueError("a model without a latent has nothing to interpolate; train one with it")
 
     def health(self, code: Code, *, seed: int, active_variance: float) -> dict[str, float]:
-        """Return no figure."""
-        return {}
+        """Return that no dimension is active."""
+        return {"active_unit_ratio": 0.0}

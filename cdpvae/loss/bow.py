@@ -13,17 +13,18 @@ Legend: B rows, T packed tokens, M content tokens, L padded length, Z latent, V 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cdpvae.batch import PackedText, Term
+from cdpvae.config.loss import BowReduction
 from cdpvae.loss.base import LinearHead, LossInputs, LossTerm, StepContext, graph_if
 from cdpvae_kernels import bow_bce, bow_categorical, has_values
 
-BOW_REDUCTIONS = ("bce", "categorical")
+BOW_REDUCTIONS = get_args(BowReduction)
 
 
 def check_bow_reduction(reduction: str) -> None:

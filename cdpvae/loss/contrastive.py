@@ -5,7 +5,7 @@ micro-batch and, optionally, a queue of past ones. One direction only, anchors a
 log K - loss is a lower bound of the mutual information (van den Oord et al. 2018,
 "Representation Learning with Contrastive Predictive Coding", appendix A.1) and can never pass
 log K; a bound that sits at its cap says that there are too few candidates, not how much z knows.
-That is why `mi_bound` and `mi_cap` travel together.
+That is why `mi_bound` and `mi_cap` are reported together.
 
 Legend: B local rows, K rows of all ranks, Q rows in the queue, Z latent.
 """
@@ -160,6 +160,8 @@ class MomentumQueue:
         missing = {"size", "dim", "rows"} - state.keys()
         if missing:
             raise ValueError(f"queue state lacks {sorted(missing)}; it holds {sorted(state)}")
+        if state["size"] == self.size == 0:
+            return
         if (state["size"], state["dim"]) != (self.size, self.dim):
             raise ValueError(
                 f"the saved queue has size {state['size']} and dim {state['dim']}, this one "

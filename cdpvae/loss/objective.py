@@ -59,6 +59,9 @@ class Objective:
                 f"micro_batches_per_step={micro_batches_per_step}: it is grad_accum x world_size "
                 "and at least 1"
             )
+        names = [type(term).__name__ for term in terms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"terms {names}: each kind can be there once, its state has its name")
         self.terms = list(terms)
         self.micro_batches_per_step = micro_batches_per_step
 
@@ -120,7 +123,7 @@ class Objective:
 def _family_penalties(inputs: LossInputs) -> list[Term]:
     """Return what a latent family asks for beside its rate; it has scaled these itself."""
     return [
-        Term(name=name, value=rows.mean(), weight=1.0, per="row")
+        Term(name=name, value=rows.reshape(len(rows), -1).sum(1).mean(), weight=1.0, per="row")
         for name, rows in inputs.penalties.items()
         if name != "kl"
     ]

@@ -45,6 +45,8 @@ def clamp_rate(rows_BZ: Tensor, free_bits: float, gather: Gather | None = None) 
     gather: rows of all ranks, see `base.py`; None means local. A dimension at or below the floor
     gets no gradient, and which ones those are is decided on the mean over all gathered rows.
     """
+    # A family may give one number a row.
+    rows_BZ = rows_BZ.reshape(len(rows_BZ), -1)
     rows_KZ = rows_BZ if gather is None else gather(rows_BZ)
     mean_Z = rows_KZ.mean(dim=0)
     # `where` and not `clamp`: clamp lets the gradient through at the floor itself.

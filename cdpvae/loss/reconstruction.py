@@ -11,14 +11,17 @@ Legend: T packed positions, N target positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
 from cdpvae.batch import Term
+from cdpvae.config.loss import Objective
 from cdpvae.loss.base import LossInputs, LossTerm, StepContext
 from cdpvae_kernels import linear_cross_entropy
 
 IGNORE_INDEX = -100
-OBJECTIVES = ("per_token", "elbo")
+OBJECTIVES = get_args(Objective)
 
 
 class Reconstruction(LossTerm):

@@ -114,10 +114,12 @@ def all_gather_uneven_rows(rows: Tensor) -> Tensor:
         return rows
     # Every rank sends as many rows as the longest has; the surplus is cut off again.
     counts = all_gather_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+    if not max(counts):
+        return rows
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
-    shares = all_gather_rows(padded).split(max(counts)) if max(counts) else []
-    return torch.cat([share[:n] for share, n in zip(shares, counts, strict=True)] or [rows])
+    gathered = all_gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:

@@ -145,7 +145,13 @@ def build_engine(
     total_steps: int,
     world: World,
 ) -> Engine:
-    """Build the DeepSpeed engine, its optimizer and schedule over our parameter groups."""
+    """Build the DeepSpeed engine, its optimizer and schedule over our parameter groups.
+
+    module: what is trained; it is moved to the device, in bf16 cast.
+    config: precision, rates, accumulation, the DeepSpeed file.
+    total_steps: of the planned schedule.
+    world: this rank among its peers.
+    """
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -25,7 +25,7 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """What a run is beside what it trains. total_steps: of the planned schedule."""
 
     config: TrainingConfig
@@ -42,7 +42,7 @@ class Run:
 class Trainer:
     """One run of one rank. `run` trains to the planned end, or to `stop_after`.
 
-    run: settings, ranks, and where lines go.
+    context: settings, ranks, and where lines go.
     task: what is trained.
     engine: DeepSpeed's, around `task.module`.
     loader: the step batches of this rank.
@@ -51,13 +51,13 @@ class Trainer:
 
     def __init__(
         self,
-        run: Run,
+        context: RunContext,
         task: Task,
         engine: Engine,
         loader: Loader[Any],
         checkpoints: CheckpointManager,
     ) -> None:
-        self.of, self.task, self.engine = run, task, engine
+        self.context, self.task, self.engine = context, task, engine
         self.loader, self.checkpoints = loader, checkpoints
         self.state = TrainState()
         self.saved_step = 0
@@ -75,10 +75,10 @@ class Trainer:
         """
         self.engine.train()
         try:
-            while self.state.step < self.of.last_step:
+            while self.state.step < self.context.last_step:
                 for step_batch in self.loader.epoch():
                     self._step(step_batch)
-                    if self.state.step >= self.of.last_step:
+                    if self.state.step >= self.context.last_step:
                         break
         finally:
             self.loader.close()
@@ -86,15 +86,17 @@ class Trainer:
         if self.saved_step != self.state.step:
             self.save()
         if summary := self.loader.summary():
-            self.of.telemetry.say(summary)
+            self.context.telemetry.say(summary)
         return self.state
 
     def resume(self, path: Path) -> None:
         """Continue a checkpoint: everything that the next step depends on."""
         self.state, saved = self.checkpoints.load(self.engine, path, self.task.current_name)
+        if saved.keys() != self.stateful.keys():
+            raise ValueError(
+                f"{path}: holds the state of {sorted(saved)}, this run has {sorted(self.stateful)}"
+            )
         for name, part in self.stateful.items():
-            if name not in saved:
-                raise ValueError(f"{path}: no state of {name!r}; it holds {sorted(saved)}")
             part.load_state_dict(saved[name])
         self.saved_step = self.state.step
 
@@ -104,15 +106,15 @@ class Trainer:
         states = {name: part.state_dict() for name, part in self.stateful.items()}
         path = self.checkpoints.save(self.engine, self.state, states, self.task.save_pretrained)
         self.saved_step = self.state.step
-        self.of.telemetry.say(f"step {self.state.step}: saved {path}")
+        self.context.telemetry.say(f"step {self.state.step}: saved {path}")
 
     # One optimizer step
 
     def _step(self, step_batch: StepBatch) -> None:
         """Train on the data of one optimizer step, then log, evaluate and save as is due."""
-        coalesce = self.of.config.coalesce_gradients
+        coalesce = self.context.config.coalesce_gradients
         schedule = self.task.schedule(self.state.step, step_batch)
-        is_logged = self._is_due(self.of.config.logging_steps, schedule.step + 1)
+        is_logged = self._is_due(self.context.config.logging_steps, schedule.step + 1)
         figures, inspected = StepFigures(), {}
         observed: list[Observed] = []
         learning_rate = self.engine.get_lr()[0]
@@ -136,7 +138,7 @@ class Trainer:
         applied = self.engine.was_step_applied()
         self._count(applied)
         # Average over ranks, and write the line of the loss curve.
-        scalars, vectors = figures.reduce(self.of.world.world_size)
+        scalars, vectors = figures.reduce(self.context.world.world_size)
         grad_norm = _as_float(self.engine.get_global_grad_norm())
         self._write_step(scalars, grad_norm, applied)
         if not applied:
@@ -160,7 +162,7 @@ class Trainer:
 
     def _reduction(self) -> AbstractContextManager[Any]:
         """Reduce gradients once a step instead of once a micro-batch, where asked for."""
-        if self.of.config.coalesce_gradients:
+        if self.context.config.coalesce_gradients:
             return self.engine.coalesce_grad_reduction()
         return nullcontext()
 
@@ -173,7 +175,7 @@ class Trainer:
             return
         self.state.skipped += 1
         self.skipped_in_a_row += 1
-        self.of.telemetry.say(
+        self.context.telemetry.say(
             f"step {self.state.step + 1}: skipped, a gradient was not finite "
             f"({self.state.skipped} so far)"
         )
@@ -190,12 +192,12 @@ class Trainer:
         line: dict[str, float] = {**scalars, **absent, "grad_norm": grad_norm}
         if not applied:
             line["skipped"] = True
-        self.of.telemetry.step(self.state.step if applied else self.state.step + 1, line)
+        self.context.telemetry.step(self.state.step if applied else self.state.step + 1, line)
 
     def _periodic(self) -> None:
         """Evaluate and save where this step is due."""
-        config, step = self.of.config, self.state.step
-        is_due = self._is_due(config.eval_steps, step) or step == self.of.last_step
+        config, step = self.context.config, self.state.step
+        is_due = self._is_due(config.eval_steps, step) or step == self.context.last_step
         if self.task.evaluate is not None and is_due:
             self.task.evaluate(step)
         if self._is_due(config.save_steps, step):

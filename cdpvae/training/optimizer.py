@@ -17,7 +17,7 @@ from cdpvae.config import TrainingConfig
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
-    """Trainable parameters as named groups; biases, norms, scales and queries do not decay.
+    """Sort trainable parameters into named groups; biases, norms, scales, queries do not decay.
 
     Raises ValueError when nothing is trainable.
     """
@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
 
 
 def build_optimizer(groups: list[dict], config: TrainingConfig) -> torch.optim.AdamW:
-    """torch's AdamW (Loshchilov & Hutter 2019); fused where the parameters live on CUDA."""
+    """Make torch's AdamW (Loshchilov & Hutter 2019); fused where the parameters are on CUDA."""
     return torch.optim.AdamW(
         groups,
         betas=(config.adam_beta1, config.adam_beta2),
@@ -72,7 +72,12 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float) 
 def learning_rate_factor(
     base_lr: float, eta_min: float, total_steps: int, warmup_ratio: float
 ) -> Callable[[int], float]:
-    """lr / base_lr as a function of the optimizer steps taken.
+    """Make lr / base_lr as a function of the optimizer steps taken.
+
+    base_lr: the rate after the warm-up.
+    eta_min: the rate at the end.
+    total_steps: of the planned schedule.
+    warmup_ratio: share of it that warms up.
 
     Linear from base_lr/warmup to base_lr over the warm-up, then half a cosine to eta_min at the
     last step (Loshchilov & Hutter 2017).
@@ -85,7 +90,7 @@ def learning_rate_factor(
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, total_steps: int
 ) -> LambdaLR:
-    """One factor per group, as `eta_min` is absolute and the groups' rates may differ."""
+    """Make one factor a group, as `eta_min` is absolute and the groups' rates may differ."""
     factors = [
         learning_rate_factor(group["lr"], config.eta_min, total_steps, config.warmup_ratio)
         for group in optimizer.param_groups

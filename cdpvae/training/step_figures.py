@@ -20,10 +20,16 @@ class StepFigures:
         self.count = 0
 
     def add(self, total: Tensor, terms: list[Term]) -> None:
-        """Add one micro-batch. total (): the sum of its weighted terms."""
+        """Add one micro-batch. total (): the sum of its weighted terms.
+
+        Raises ValueError when two terms report a figure of the same name.
+        """
         figures = {"total": total.detach().float()}
         for term in terms:
-            figures |= term.figures()
+            found = term.figures()
+            if twice := sorted(found.keys() & figures.keys()):
+                raise ValueError(f"two terms report {twice[0]!r}; give each figure its own name")
+            figures |= found
         for name, value in figures.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
@@ -34,10 +40,13 @@ class StepFigures:
         packed = all_reduce_sum(packed) / (self.count * world_size)
         # Cut the one tensor that was communicated into its figures again.
         scalars, vectors = {}, {}
-        parts = packed.split([value.numel() for value in self.sums.values()])
-        for (name, value), part in zip(self.sums.items(), parts, strict=True):
+        # One copy to the host: each would wait for the device.
+        numbers, start = packed.tolist(), 0
+        for name, value in self.sums.items():
+            end = start + value.numel()
             if value.dim() == 0:
-                scalars[name] = float(part)
+                scalars[name] = numbers[start]
             else:
-                vectors[name] = part.view_as(value)
+                vectors[name] = packed[start:end].view_as(value)
+            start = end
         return scalars, vectors

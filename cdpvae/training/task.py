@@ -42,7 +42,7 @@ class LoggedStep:
     step: optimizer steps taken, this one included.
     figures: scalars by name, `total` and those of every term.
     vectors: one number for each latent dimension, by name.
-    inspected: what `Task.inspect` found on rank 0.
+    inspected: what `Task.inspect` found on this rank; rank 0 writes its own.
     """
 
     step: int

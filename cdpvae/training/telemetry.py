@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from cdpvae.files import write_text
 from cdpvae.training.distributed import World
 
 STEPS_FILE = "steps.jsonl"
@@ -22,15 +23,18 @@ CHECKS_FILE = "checks.jsonl"
 class Telemetry:
     """Scalars and texts of one run. On other ranks than 0 every method does nothing."""
 
-    def __init__(self, output_dir: str | Path, world: World, first_step: int = 0):
+    def __init__(self, output_dir: str | Path, world: World) -> None:
+        self.active = world.is_main
+        self.directory = Path(output_dir)
+
+    def start(self, first_step: int) -> None:
         """Open the files; a resumed run drops the lines of steps it is about to repeat.
 
-        output_dir: where they are. world: only rank 0 writes. first_step: that of a resumed run.
+        Comes after everything that can refuse a run, so that a refused one loses no line.
+        first_step: steps taken before, 0 for a new run.
         """
-        self.active = world.is_main
         if not self.active:
             return
-        self.directory = Path(output_dir)
         self.directory.mkdir(parents=True, exist_ok=True)
         for name in (STEPS_FILE, CHECKS_FILE):
             self._keep_until(self.directory / name, first_step)
@@ -43,10 +47,10 @@ class Telemetry:
             return
         # A line without its end was cut short by a kill.
         lines = [line for line in path.read_text().splitlines(keepends=True) if line[-1:] == "\n"]
-        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        write_text(path, "".join(line for line in lines if json.loads(line)["step"] <= step))
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """Write one line of the loss curve, through to the disk."""
+        """Append one line of the loss curve and close the file: a killed process loses no line."""
         self._append(STEPS_FILE, {"step": step, **values})
 
     def check(self, step: int, values: dict[str, float]) -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from cdpvae import CollapseMonitor, Posterior
+from cdpvae.collapse import CollapseMonitor as HealthMonitor
 from cdpvae.collapse import Level
 from cdpvae.config import CollapseConfig
+from cdpvae.latents import NoLatent
 from cdpvae.latents.gaussian import active_units, mutual_information
 
 Z = 10
@@ -219,3 +221,14 @@ def test_wrong_shapes_are_refused():
         monitor.update(torch.zeros(4, Z), torch.zeros(3, Z))
     with pytest.raises(ValueError, match="3 dimensions"):
         monitor.load_state_dict(CollapseMonitor(3).state_dict())
+
+
+def test_an_empty_window_of_another_family_is_none():
+    """Version 0.1.0 kept an empty window of mu and logvar for a model without a latent, too."""
+    monitor = HealthMonitor(NoLatent(), CollapseConfig())
+    empty = {"mu": torch.zeros(0, 64), "logvar": torch.zeros(0, 64)}
+    monitor.load_state_dict({**empty, "checks": 3, "in_a_row": 1})
+    assert monitor.window is None and (monitor.checks, monitor.in_a_row) == (3, 1)
+    full = {name: torch.zeros(2, 64) for name in empty}
+    with pytest.raises(ValueError, match="no EmptyCode of this latent family"):
+        monitor.load_state_dict({**full, "checks": 3, "in_a_row": 1})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from cdpvae.batch import PackedText, StepSchedule, next_token_targets
+from cdpvae.batch import PackedText, StepOutput, StepSchedule, Term, next_token_targets
 from cdpvae.config import GaussianConfig, ModelConfig, NoLatentConfig, Settings
 from cdpvae.latents import (
     FAMILIES,
@@ -27,6 +27,7 @@ from cdpvae.latents import (
 )
 from cdpvae.latents.priors.standard import StandardNormal
 from cdpvae.loss import LossInputs, build_objective
+from cdpvae.tasks.text_vae.step_log import gradient_norms
 from cdpvae_kernels import Stream
 
 D, Z, B = 12, 5, 4
@@ -52,7 +53,7 @@ def keyed(*index: int, epoch: int = 2) -> KeyedNoise:
 @pytest.mark.parametrize("kind", sorted(FAMILIES))
 def test_shapes_of_the_interface(kind):
     """z is what the projector reads; vectors and penalties have the rows first."""
-    latent = gaussian() if kind == "gaussian" else FAMILIES[kind].of(ModelConfig(), D)
+    latent = FAMILIES[kind].of(ModelConfig.model_validate({"latent": {"kind": kind}}), D)
     code = latent.infer(torch.randn(B, D))
     noise = keyed(*range(B))
     assert isinstance(code, latent.code_type) and code.num_rows == B
@@ -198,3 +199,31 @@ def test_a_new_familys_penalty_becomes_a_term():
     expected = 0.25 * code.point.flatten(1).square().sum(1).mean()
     torch.testing.assert_close(by_name["length"].weighted, expected)
     assert by_name["neg_elbo"].weighted == 0
+
+
+def test_gradients_are_compared_where_every_loss_passes():
+    """A z that is no view of the vectors: the norm is that of the code itself, not 0."""
+    latent = Deterministic()
+    code = latent.infer(torch.randn(B, D))
+    z = latent.sample(code, keyed(*range(B)))
+    term = Term(name="recon", value=z.square().sum(), weight=0.5, per="row")
+    output = StepOutput([term], {}, latent.gradient_point(code))
+    # d(0.5 sum z^2)/dz = z.
+    assert gradient_norms(output) == {"recon": pytest.approx(float(z.norm()))}
+    still = StepOutput([term], {}, latent.gradient_point(code.detach()))
+    assert gradient_norms(still) == {}
+
+
+def test_a_code_keeps_its_integers():
+    """Indices of a codebook stay indices in another precision."""
+    code = Indices(torch.tensor([2, 0]), torch.tensor([0.5, 0.25], dtype=torch.float64))
+    moved = code.to(torch.float32, "cpu")
+    assert moved.index.dtype == torch.int64 and moved.weight.dtype == torch.float32
+
+
+@dataclass(frozen=True)
+class Indices(Code):
+    """A discrete code."""
+
+    index: torch.Tensor
+    weight: torch.Tensor

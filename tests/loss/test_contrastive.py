@@ -210,3 +210,10 @@ def test_queue_refuses_bad_settings_and_rows():
         MomentumQueue(1, dim=0)
     with pytest.raises(ValueError, match=r"\(1, 3\)"):
         MomentumQueue(0, dim=2).push(torch.zeros(1, 3))
+
+
+def test_an_empty_queue_of_another_dimension_is_taken_over():
+    """Version 0.1.0 gave the queue of a model without a latent the default dimension."""
+    queue = MomentumQueue(0, dim=1)
+    queue.load_state_dict(MomentumQueue(0, dim=64).state_dict())
+    assert len(queue) == 0 and queue.dim == 1

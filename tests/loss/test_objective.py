@@ -160,6 +160,17 @@ def test_weighted_terms_add_up_to_the_total(loss_scale):
     torch.testing.assert_close(sum(gradients[1:]), whole, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("loss_scale", ["per_token", "elbo"])
+def test_weighted_terms_add_up_without_gradients_too(loss_scale):
+    example = Example()
+    loss = SoftPromptVAELoss(latent_dim=Z, loss_scale=loss_scale)
+    with torch.no_grad():
+        terms = loss(**example.inputs(), plan=plan())
+    weighted = loss.weighted_terms(terms, plan())
+    assert weighted["recon"] > 0
+    torch.testing.assert_close(sum(weighted.values()), terms.total)
+
+
 def test_reconstruction_does_not_depend_on_how_the_window_is_cut():
     """Accumulation 1 x 8 and 8 x 1, gradients averaged as the engine does."""
     example = Example()

@@ -346,7 +346,7 @@ def test_two_runs_at_once_do_not_mix(tmp_path, wrapper, few):
     config = config_of(few, tmp_path / "out", workers=1)
     with (
         files.locked(tmp_path / ".out.work"),
-        pytest.raises(ValueError, match="another preprocessing run works in"),
+        pytest.raises(ValueError, match="another process works in"),
     ):
         preprocess(config, wrapper, progress=False)
     assert preprocess(config, wrapper, progress=False).manifest["counts"]["kept"] > 50

@@ -30,7 +30,7 @@ def poison_once(trainer, world) -> None:
     """Make one gradient of rank 1 a NaN, in one micro-batch of the third attempted step."""
     parameter = trainer.engine.module.model.latent.encoder.mu_head.weight
     seen = {"micro_batches": 0}
-    accum = trainer.of.config.gradient_accumulation_steps
+    accum = trainer.context.config.gradient_accumulation_steps
 
     def hook(grad):
         number = seen["micro_batches"]
@@ -60,7 +60,7 @@ def run_case(name: str, content: dict, world, out: Path) -> dict:
     parameters = [p for p in trainer.engine.module.parameters() if p.requires_grad]
     flat = torch.cat([p.detach().float().flatten() for p in parameters])
     both = all_gather_rows(flat[None])
-    trainer.of.telemetry.close()
+    trainer.context.telemetry.close()
     result = {
         "steps": trainer.state.step,
         "skipped": trainer.state.skipped,

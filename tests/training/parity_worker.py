@@ -85,7 +85,7 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
     # Parity across ranks needs the same network in every mode: module dropout is 0 in the cases.
     if mode != "zero":
         trainer.engine = PlainEngine(
-            trainer.engine.module.model, settings, trainer.of.total_steps, world
+            trainer.engine.module.model, settings, trainer.context.total_steps, world
         )
     losses, steps = [], settings.training.max_steps
     trainer.engine.train()
@@ -116,7 +116,7 @@ def run_case(name: str, content: dict, world, mode: str, out: Path) -> None:
             "steps": trainer.engine.global_steps,
         }
         torch.save(result, out / f"{mode}{world.world_size}-{name}.pt")
-    trainer.of.telemetry.close()
+    trainer.context.telemetry.close()
 
 
 def main() -> None:

@@ -102,6 +102,28 @@ def test_another_world_size_is_refused(copy):
     assert "saved by 1 ranks, this run has 2" in done.stderr
 
 
+def test_a_tensor_that_is_neither_loaded_nor_renamed_is_an_error(copy):
+    """DeepSpeed would skip it without a word; the refused run keeps its loss curve."""
+    checkpoint = copy / "run" / "checkpoint-4"
+    (copy / "run" / "latest").write_text("checkpoint-4\n")
+    states = checkpoint / "deepspeed" / "state" / "mp_rank_00_model_states.pt"
+    content = torch.load(states, weights_only=False)
+    module = content["module"]
+    module["model.latent.encoder.mu_head.other"] = module.pop("model.latent.encoder.mu_head.weight")
+    torch.save(content, states)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["deepspeed/state/mp_rank_00_model_states.pt"] = {
+        "bytes": states.stat().st_size,
+        "sha256": files.sha256(states),
+    }
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    curve = (copy / "run" / "steps.jsonl").read_text()
+    done = train("python", 1, settings_of(copy), copy, "--resume", "latest")
+    assert done.returncode == 2
+    assert "1 tensors are not ours, first 'model.latent.encoder.mu_head.other'" in done.stderr
+    assert (copy / "run" / "steps.jsonl").read_text() == curve
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))

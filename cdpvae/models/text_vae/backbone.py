@@ -295,7 +295,12 @@ def check_fits(llama: LlamaConfig, config: ModelConfig) -> None:
 def check_vocabulary(vocab_size: int, tokens: SpecialTokens, largest_id: int, name: str) -> None:
     """Refuse a tokenizer whose ids the backbone's embedding does not hold.
 
-    `largest_id`: the highest id the tokenizer can produce. Raises ValueError.
+    vocab_size: rows of the embedding.
+    tokens: special ids.
+    largest_id: the highest id the tokenizer can produce.
+    name: of the tokenizer, for the error.
+
+    Raises ValueError.
     """
     largest = max(largest_id, *tokens.no_content, *tokens.special)
     if largest >= vocab_size:

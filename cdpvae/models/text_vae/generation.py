@@ -25,9 +25,13 @@ def choose_token(
 ) -> Tensor:
     """Choose the next token of every row -> (B,) int64.
 
-    temperature 0 is greedy. top_p keeps the smallest set of tokens whose probability reaches it
-    (nucleus sampling, Holtzman et al. 2020). Raises ValueError outside temperature >= 0 and
-    0 < top_p <= 1.
+    logits_BV (B, V): of the last position.
+    temperature: divides the logits; 0 is greedy.
+    top_p: keeps the smallest set of tokens whose probability reaches it (nucleus sampling,
+        Holtzman et al. 2020).
+    generator: of the draw.
+
+    Raises ValueError outside temperature >= 0 and 0 < top_p <= 1.
     """
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -56,6 +60,7 @@ def generate_ids(
 ) -> Tensor:
     """Write a text for every latent -> (B, <= max_length) int64, EOS included, pad after it.
 
+    model: runs without dropout; see `LlamaSoftPromptVAE.generate`.
     z (B, *latent.shape): (B, 0) for a model without a latent.
     max_length: tokens per text.
     temperature, top_p, generator: see `choose_token`.

@@ -103,7 +103,7 @@ def load(
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, SpecialTokens]:
-    """config.json of a saved model. Raises ValueError when it is missing or no model of ours."""
+    """Read config.json of a saved model. Raises ValueError when it is missing or not ours."""
     path = Path(directory) / CONFIG_FILE
     if not path.exists():
         raise ValueError(
@@ -173,7 +173,7 @@ def _head_state(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
 
 
 def _named_heads(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
-    """Every tensor of the heads under the name it is stored by; not copied."""
+    """Return every tensor of the heads under the name it is stored by; not copied."""
     return {
         f"{name}.{key}": tensor
         for name, module in model.head_modules().items()
@@ -182,7 +182,7 @@ def _named_heads(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """safetensors refuses views and shared storage."""
+    """Copy a tensor: safetensors refuses views and shared storage."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 

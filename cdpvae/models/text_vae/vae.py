@@ -295,7 +295,12 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def interpolate(
         self, z1: Tensor, z2: Tensor, num_steps: int = 10, mode: str = "linear"
     ) -> Tensor:
-        """Return latents on the way from z1 to z2, ends included, as the family goes it."""
+        """Return latents on the way from z1 to z2, ends included; steps come first.
+
+        z1, z2 (*latent.shape) or (B, *latent.shape): the ends.
+        num_steps: at least 2.
+        mode: `linear` or `slerp`, for the Gaussian.
+        """
         return self.latent.interpolate(z1, z2, num_steps, mode)
 
     def sample(

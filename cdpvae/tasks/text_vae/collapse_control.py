@@ -36,7 +36,7 @@ class CollapseControl:
             return
         # Gather the codes of every micro-batch from all ranks.
         code_type = self.monitor.family.code_type
-        names = code_type.__dataclass_fields__
+        names = code_type.names()
         codes = [
             code_type(**{name: all_gather_rows(tensors[name]) for name in names})
             for tensors in observed

@@ -54,7 +54,15 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
 def build_loader(
     settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
 ) -> Loader[Any]:
-    """Make the loader of this rank that `batching` and `streaming` ask for. Raises ValueError."""
+    """Make the loader of this rank that `batching` and `streaming` ask for.
+
+    settings: of the run.
+    world: this rank among its peers.
+    tokenizer: of a stream; processed rows have their tokens.
+    splits: processed data.
+
+    Raises ValueError for settings that give no step.
+    """
     if settings.data.streaming:
         return _stream_loader(settings, world, tokenizer)
     model, training, train = settings.model, settings.training, splits["train"]

@@ -9,15 +9,14 @@ from cdpvae.loss import LossInputs, Objective
 from cdpvae.models.text_vae import LlamaSoftPromptVAE, ModelOutput
 from cdpvae.training.distributed import gather_rows
 
-# Name of the vector that stands for each row, with its graph, among what a forward observes.
-ANCHOR = "anchor"
-
 
 class TrainingModule(nn.Module):
     """One micro-batch in, its loss terms out.
 
-    seed: of the run; keys every random stream. world_size: with more than one rank, means over
-    rows gather those of all ranks.
+    model: runs encoder and decoder.
+    objective: computes the terms.
+    seed: of the run; keys every random stream.
+    world_size: with more than one rank, means over rows gather those of all ranks.
     """
 
     def __init__(
@@ -30,11 +29,12 @@ class TrainingModule(nn.Module):
         self.gather = gather_rows if world_size > 1 else None
 
     def forward(self, batch: VAEBatch, schedule: StepSchedule) -> StepOutput:
-        """Return the terms of a micro-batch; observed are the code's tensors and `anchor`."""
+        """Return the terms of a micro-batch; observed are the code's tensors."""
         output = self.model(batch, schedule, seed=self.seed)
         inputs = loss_inputs(self.model, batch, output)
         terms = self.terms(inputs, schedule)
-        return StepOutput(terms, {**output.code.detach().tensors(), ANCHOR: inputs.anchor})
+        point = self.model.latent.gradient_point(output.code)
+        return StepOutput(terms, output.code.detach().tensors(), point)
 
     def terms(self, inputs: LossInputs, schedule: StepSchedule) -> list[Term]:
         """Compute the objective's terms, with the rows of all ranks where a term needs them."""

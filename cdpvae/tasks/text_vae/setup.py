@@ -7,7 +7,6 @@ tokenizer, the data's fingerprint, the number of steps. Only then are weights lo
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,12 +29,12 @@ from cdpvae.tasks.text_vae.loading import (
 )
 from cdpvae.tasks.text_vae.module import TrainingModule
 from cdpvae.tasks.text_vae.schedule import Schedule
-from cdpvae.tasks.text_vae.step_log import StepLog, gradient_norms_at_anchor
+from cdpvae.tasks.text_vae.step_log import StepLog, gradient_norms
 from cdpvae.tasks.text_vae.validation import Validation
 from cdpvae.training.checkpoint import CheckpointManager
 from cdpvae.training.distributed import World
 from cdpvae.training.engine import build_engine, resolve_ds_config
-from cdpvae.training.loop import Run, Trainer
+from cdpvae.training.loop import RunContext, Trainer
 from cdpvae.training.random_state import seed_everything
 from cdpvae.training.task import Observed, Task
 from cdpvae.training.telemetry import Telemetry
@@ -62,16 +61,17 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     seed_everything(training.seed + world.rank)
     objective = build_objective(settings, model.latent.flat_dim, world.world_size)
     module = TrainingModule(model, objective, training.seed, world.world_size)
-    engine = build_engine(module, training, total_steps, world)
     # Bring together what happens around a step.
-    telemetry = Telemetry(training.output_dir, world, _resumed_step(resume_from))
+    telemetry = Telemetry(training.output_dir, world)
     task = build_task(
         settings, world, module, tokenizer, splits, schedule, interventions, telemetry, total_steps
     )
-    run = Run(training, world, telemetry, total_steps)
-    trainer = Trainer(run, task, engine, loader, checkpoints)
+    engine = build_engine(task.module, training, total_steps, world)
+    context = RunContext(training, world, telemetry, total_steps)
+    trainer = Trainer(context, task, engine, loader, checkpoints)
     if resume_from is not None:
         trainer.resume(resume_from)
+    telemetry.start(trainer.state.step)
     _write_settings(settings, world)
     _say_what_starts(settings, trainer, model, resume_from)
     return trainer
@@ -131,7 +131,7 @@ def build_task(
         current_name=lambda stored: "model." + current_name(stored.removeprefix("model.")),
         schedule=schedule,
         prepare=_preparation(settings, tokenizer, world.device),
-        inspect=gradient_norms_at_anchor,
+        inspect=gradient_norms,
         observe=observe,
         log=step_log.log,
         evaluate=evaluate,
@@ -189,10 +189,6 @@ def _resume_from(checkpoints: CheckpointManager, settings: Settings) -> Path | N
     return None
 
 
-def _resumed_step(path: Path | None) -> int:
-    return json.loads((path / "state.json").read_text())["step"] if path else 0
-
-
 def _check_kernels(settings: Settings, world: World) -> None:
     """Refuse kernels that cannot run here, before weights are loaded."""
     try:
@@ -213,7 +209,7 @@ def _say_what_starts(
     settings: Settings, trainer: Trainer, model: LlamaSoftPromptVAE, resumed: Path | None
 ) -> None:
     """Print what runs where, what is trained, and how far."""
-    world, say, loader = trainer.of.world, trainer.of.telemetry.say, trainer.loader
+    world, say, loader = trainer.context.world, trainer.context.telemetry.say, trainer.loader
     # Where it runs and what is trained.
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     lora = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
@@ -223,7 +219,7 @@ def _say_what_starts(
     )
     say(
         f"{trainable:,} trainable parameters ({lora:,} LoRA, scaling "
-        f"{settings.model.lora_scaling:g}), {loader.describe()}, {trainer.of.total_steps} "
+        f"{settings.model.lora_scaling:g}), {loader.describe()}, {trainer.context.total_steps} "
         "steps planned"
     )
     # What a user should know of these settings.

@@ -13,7 +13,6 @@ from cdpvae.config import Settings
 from cdpvae.data import StepBatch
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
 from cdpvae.profiling import ThroughputMeter, peak_flops, training_flops
-from cdpvae.tasks.text_vae.module import ANCHOR
 from cdpvae.training.distributed import World
 from cdpvae.training.task import LoggedStep
 from cdpvae.training.telemetry import Telemetry
@@ -89,8 +88,9 @@ class StepLog:
             "mfu": speed.mfu,
             "peak_memory_gib": speed.peak_memory_bytes / 2**30,
         }
-        if "kl" in logged.figures:
+        if self.model.latent.reads_text:
             scalars |= {f"{name}_weight": value for name, value in schedule.weights.items()}
+        if "kl" in logged.figures:
             scalars |= {"beta": schedule.beta, "beta_elbo": self._beta_elbo(logged)}
         self.telemetry.scalars(step, scalars, "train/")
         self.telemetry.scalars(step, dict(logged.inspected), "grad_norm_at_mu/")
@@ -120,17 +120,19 @@ class StepLog:
         return logged.schedule.beta * mean_length / self.model.latent.flat_dim
 
 
-def gradient_norms_at_anchor(output: StepOutput) -> dict[str, float]:
-    """Return the L2 norm of d(weighted term)/d(anchor) over this rank's rows, by term.
+def gradient_norms(output: StepOutput) -> dict[str, float]:
+    """Return the L2 norm of d(weighted term)/d(code) over this rank's rows, by term.
 
     Shows which loss term dominates the encoder's gradient. Costs one more backward pass of the
     decoder. Empty where no encoder is trained.
     """
-    anchor = output.observed[ANCHOR]
+    point = output.gradient_point
     norms: dict[str, float] = {}
-    for term in output.terms if anchor.requires_grad else []:
+    for term in output.terms if point.requires_grad else []:
         weighted = term.weighted
         if weighted.requires_grad:
-            (grad,) = torch.autograd.grad(weighted, anchor, retain_graph=True, allow_unused=True)
-            norms[term.name] = 0.0 if grad is None else float(grad.norm())
+            (grad,) = torch.autograd.grad(weighted, point, retain_graph=True, allow_unused=True)
+            # Both forms of the reconstruction are one term: only one of them is trained on.
+            name = "recon" if term.name == "recon_nats_per_sequence" else term.name
+            norms[name] = 0.0 if grad is None else float(grad.norm())
     return norms

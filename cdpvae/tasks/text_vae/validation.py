@@ -44,12 +44,14 @@ class Validation:
         self.batches, self.samples = batches, samples
 
     def evaluate(self, step: int) -> None:
-        """Write likelihoods, the z-use test and the latent's health; texts side by side."""
+        """Measure on every rank; rank 0 writes likelihoods, the z-use test, health and texts."""
         # Measure this rank's rows, then bring all ranks together.
         seed = self.settings.training.seed
         sums, code = measure_batches(self.model, self.batches, seed=seed)
         sums = sums.all_reduce(all_reduce_sum, self.world.device)
         code = self._of_all_ranks(code)
+        if not self.world.is_main:
+            return
         result = Likelihood.of(sums, health_of(self.model, code, seed=seed))
         # One line, and a scalar for every figure.
         line = f"step {step}: validation, {result.rows} rows: nll {result.nll_q:.2f} nats/sequence"
@@ -66,7 +68,7 @@ class Validation:
         scalars |= {name: float(value) for name, value in figures.items()}
         self.telemetry.scalars(step, scalars, "validation/")
         self.telemetry.say(line)
-        if self.world.is_main and self.samples is not None:
+        if self.samples is not None:
             self._generate(step, self.samples)
 
     def _of_all_ranks(self, code: Code | None) -> Code | None:

@@ -99,7 +99,7 @@ def test_z_is_mu_in_eval_and_keyed_by_sample_in_training(make_model, batch):
 
     model = make_model()
     assert torch.equal(model(batch).z, model(batch).code.mu)
-    plan = StepPlan(0, 3, 1.0, 1.5, 0.1, 0.4, 20.0, False)
+    plan = StepPlan(0, 3, 1.0, 1.5, 0.1, 0.4, 20.0, False).to_schedule()
     model.train()
     first, second = model(batch, plan, seed=7), model(batch, plan, seed=7)
     assert torch.equal(first.z, second.z)
@@ -117,7 +117,7 @@ def test_word_dropout_touches_only_the_decoder_input(make_model, batch):
     from cdpvae import StepPlan
 
     model = make_model().train()
-    plan = StepPlan(0, 0, 1.0, 1.5, 0.1, 0.9, 20.0, False)
+    plan = StepPlan(0, 0, 1.0, 1.5, 0.1, 0.9, 20.0, False).to_schedule()
     before = batch.response.ids.clone(), batch.targets.clone()
     dropped = model._drop_words(batch, plan, seed=0)
     starts = batch.response.cu_seqlens[:-1].long()

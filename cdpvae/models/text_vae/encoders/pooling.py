@@ -17,7 +17,7 @@ DEFAULT = ModelConfig()
 
 
 class LayerMix(nn.Module):
-    """A learned softmax over the hidden states of all layers (`encoder_layer: mix`).
+    """Mix the hidden states of all layers by a learned softmax (`encoder_layer: mix`).
 
     Starts as the plain mean. Peters et al. 2018 (ELMo), section 3.2, without the task scale.
     """
@@ -27,14 +27,14 @@ class LayerMix(nn.Module):
         self.logits = nn.Parameter(torch.zeros(num_states))
 
     def forward(self, states: list[Tensor]) -> Tensor:
-        """states: one (T, D) for the embedding and one per layer -> (T, D)."""
+        """Mix the states, one (T, D) for the embedding and one per layer -> (T, D)."""
         weights = self.logits.float().softmax(0)
         mixed = sum(weight * state.float() for weight, state in zip(weights, states, strict=True))
         return mixed.to(states[0].dtype)
 
 
 class AttentionPooling(nn.Module):
-    """Multi-head attention of one learned query over the tokens of each row, then LayerNorm.
+    """Pool the tokens of each row by multi-head attention of one learned query, then LayerNorm.
 
     The parameters are those of `nn.MultiheadAttention`. As every row shares the query, the key
     projection folds into it and the value projection comes after the weighted mean: the same
@@ -62,12 +62,12 @@ class AttentionPooling(nn.Module):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def forward(self, hidden_TD: Tensor, packing: Packing) -> Tensor:
-        """(T, D) packed hidden states -> (B, D). Tokens of other rows have no influence."""
+        """Pool packed hidden states (T, D) -> (B, D). Tokens of other rows have no influence."""
         heads, dim = self.num_heads, hidden_TD.shape[-1]
         w_query, w_key, w_value = self.attention.in_proj_weight.chunk(3)
         b_query, _, b_value = self.attention.in_proj_bias.chunk(3)
         query_D = F.linear(self.query[0, 0], w_query, b_query) * (dim // heads) ** -0.5
-        # The key bias adds the same number to every score of a head: the softmax forgets it.
+        # The key bias adds the same number to every score of a head, which no softmax sees.
         folded_HD = torch.einsum("hf,hfd->hd", query_D.view(heads, -1), w_key.view(heads, -1, dim))
         scores_TH = F.linear(hidden_TD, folded_HD).float()
         weights = self._softmax_per_row(scores_TH, packing).to(hidden_TD.dtype)
@@ -79,6 +79,6 @@ class AttentionPooling(nn.Module):
         return self.norm(self.attention.out_proj(value_BHF.flatten(1)))
 
     def _softmax_per_row(self, scores_TH: Tensor, packing: Packing) -> Tensor:
-        """-> (B, L, H) fp32 weights, zero at padding."""
+        """Return fp32 weights (B, L, H), zero at padding."""
         weights = packing.pad(scores_TH, fill=float("-inf")).softmax(1)
         return F.dropout(weights, self.dropout, self.training)
