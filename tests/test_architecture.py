@@ -6,6 +6,8 @@ docs/architecture.md says why.
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -119,6 +121,34 @@ def test_the_latent_stays_inside_its_family():
         text = path.read_text()
         assert "logvar" not in text, path
         assert "no_latent" not in text and 'kind == "none"' not in text, path
+
+
+# Distributions whose import name is another.
+DISTRIBUTIONS = {"fasttext": "fasttext-predict", "rouge_score": "rouge-score"}
+# Imported where they are installed: extras, and what runs on a GPU.
+OPTIONAL = {"flash_attn", "ray", "triton"}
+
+
+def test_every_import_is_required():
+    """An installed package brings all that it imports."""
+    setup = ast.parse((REPOSITORY / "setup.py").read_text())
+    keywords = [node for node in ast.walk(setup) if isinstance(node, ast.keyword)]
+    (required,) = [word.value for word in keywords if word.arg == "install_requires"]
+    names = {re.split(r"[<>=!~ ]", ast.literal_eval(item))[0] for item in required.elts}
+    imported = set()
+    for path in [*sources(), *(REPOSITORY / "kernels").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.split(".")[0])
+    ours = {"cdpvae", "cdpvae_kernels"} | set(sys.stdlib_module_names) | OPTIONAL
+    missing = {
+        name
+        for name in imported - ours
+        if not {DISTRIBUTIONS.get(name, name), name.replace("_", "-")} & names
+    }
+    assert not missing
 
 
 def test_kernels_stand_alone():
