@@ -6,6 +6,7 @@ docs/architecture.md says why.
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import sys
 from collections import Counter
@@ -106,6 +107,33 @@ def test_what_may_be_imported_is_on_a_lower_floor():
     for package, allowed in MAY_IMPORT.items():
         for other in allowed:
             assert floor_of[other] < floor_of[package], f"{package} may not import {other}"
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere, for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = {name for name in names if name in MODULES}
+            found |= inside | ({node.module} if inside != names else set())
+    return found & MODULES.keys()
+
+
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sources()
+}
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {name: modules_imported(path) for name, path in MODULES.items()}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_the_training_loop_imports_no_model():

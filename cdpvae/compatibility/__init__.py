@@ -11,6 +11,7 @@ from cdpvae.compatibility.collapse import (
     CollapseMonitor,
 )
 from cdpvae.compatibility.counter import ActiveUnitsCounter
+from cdpvae.compatibility.forward import forward
 from cdpvae.compatibility.loss import (
     FreeBitsKL,
     InfoNCELoss,
@@ -19,7 +20,7 @@ from cdpvae.compatibility.loss import (
     compute_bow_loss,
 )
 from cdpvae.compatibility.metrics import LatentStatistics
-from cdpvae.compatibility.output import LossTerms, StepPlan, VAEOutput, forward
+from cdpvae.compatibility.output import LossTerms, StepPlan, VAEOutput
 from cdpvae.compatibility.padding import DynamicPaddingCollator, TextAugmenter
 from cdpvae.compatibility.texts import InstructionDataset
 

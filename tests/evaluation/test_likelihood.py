@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from cdpvae.batch import PackedText, VAEBatch
-from cdpvae.compatibility.output import padded_logits
+from cdpvae.compatibility.forward import padded_logits
 from cdpvae.config import NoLatentConfig
 from cdpvae.evaluation.likelihood import (
     EVALUATION_EPOCH,

@@ -9,15 +9,31 @@ Legend: B rows, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
-if TYPE_CHECKING:
-    from cdpvae.models.text_vae.vae import LlamaSoftPromptVAE
+from cdpvae.batch import SpecialTokens
+from cdpvae.models.text_vae.backbone import Backbone
+
+
+class Writer(Protocol):
+    """What generation needs of a model."""
+
+    backbone: Backbone
+    tokens: SpecialTokens
+
+    def fill_prefix_cache(self, z: Tensor, cache: Cache) -> int:
+        """Put the deep prefix of z into an empty cache -> the position of the next token."""
+        ...
+
+    def soft_prompts(self, z: Tensor) -> Tensor:
+        """Return the soft prompts of z -> (B, P, D)."""
+        ...
 
 
 def choose_token(
@@ -50,7 +66,7 @@ def choose_token(
 
 @torch.no_grad()
 def generate_ids(
-    model: LlamaSoftPromptVAE,
+    model: Writer,
     z: Tensor,
     *,
     max_length: int,
@@ -60,7 +76,7 @@ def generate_ids(
 ) -> Tensor:
     """Write a text for every latent -> (B, <= max_length) int64, EOS included, pad after it.
 
-    model: runs without dropout; see `LlamaSoftPromptVAE.generate`.
+    model: runs without dropout.
     z (B, *latent.shape): (B, 0) for a model without a latent.
     max_length: tokens per text.
     temperature, top_p, generator: see `choose_token`.

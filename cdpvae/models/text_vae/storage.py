@@ -11,24 +11,22 @@ The base weights are not in it; `config.json` names the backbone.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import ModelConfig, parse_settings
 from cdpvae.models.text_vae.backbone import Backbone, lora_config
-
-if TYPE_CHECKING:
-    from cdpvae.models.text_vae.vae import LlamaSoftPromptVAE
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -39,6 +37,25 @@ HEADS_FILE = "heads.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 MODEL_FILES = (CONFIG_FILE, HEADS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE)
+
+
+class Storable(Protocol):
+    """What storage needs of a model."""
+
+    config: ModelConfig
+    tokens: SpecialTokens
+    backbone: Backbone
+
+    def head_modules(self) -> dict[str, nn.Module]:
+        """Return the trainable modules beside LoRA, by the names they are stored under."""
+        ...
+
+    def eval(self) -> Any:
+        """Switch to eval mode."""
+        ...
+
+
+Model = TypeVar("Model", bound=Storable)
 
 
 def tokens_of(llama: LlamaConfig) -> SpecialTokens:
@@ -54,7 +71,7 @@ def tokens_of(llama: LlamaConfig) -> SpecialTokens:
     return SpecialTokens(llama.bos_token_id, eos, pad, None, special)
 
 
-def save(model: LlamaSoftPromptVAE, directory: Path) -> None:
+def save(model: Storable, directory: Path) -> None:
     """Write the four files. Raises OSError when the directory cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
@@ -77,15 +94,19 @@ def save(model: LlamaSoftPromptVAE, directory: Path) -> None:
 
 
 def load(
-    cls: type[LlamaSoftPromptVAE],
+    build: Callable[[ModelConfig, Backbone, SpecialTokens], Model],
     directory: Path,
     *,
     backbone: str | Backbone | None,
     dtype: torch.dtype,
-) -> LlamaSoftPromptVAE:
+) -> Model:
     """Rebuild a model saved by `save`.
 
+    build: makes a model of its settings, backbone and tokens.
+    directory: of the four files.
     backbone: another place of the same base weights, or a loaded `Backbone`.
+    dtype: of the base weights.
+
     Raises ValueError naming the file and what does not fit.
     """
     config, tokens = read_config(directory)
@@ -96,10 +117,11 @@ def load(
     check_adapter(directory, config)
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(config, dtype)
-    model = cls(config, backbone, tokens)
+    model = build(config, backbone, tokens)
     _load_heads(model, directory)
     _load_adapter(model, directory)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def read_config(directory: Path) -> tuple[ModelConfig, SpecialTokens]:
@@ -168,11 +190,11 @@ def current_name(stored: str) -> str:
     return stored
 
 
-def _head_state(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
+def _head_state(model: Storable) -> dict[str, Tensor]:
     return {key: _plain(value) for key, value in _named_heads(model).items()}
 
 
-def _named_heads(model: LlamaSoftPromptVAE) -> dict[str, Tensor]:
+def _named_heads(model: Storable) -> dict[str, Tensor]:
     """Return every tensor of the heads under the name it is stored by; not copied."""
     return {
         f"{name}.{key}": tensor
@@ -187,7 +209,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _load_heads(model: LlamaSoftPromptVAE, directory: Path) -> None:
+def _load_heads(model: Storable, directory: Path) -> None:
     stored = _read_tensors(directory / HEADS_FILE)
     state = {current_name(name): tensor for name, tensor in stored.items()}
     heads = _named_heads(model)
@@ -196,7 +218,7 @@ def _load_heads(model: LlamaSoftPromptVAE, directory: Path) -> None:
         tensor.copy_(state[key])
 
 
-def _load_adapter(model: LlamaSoftPromptVAE, directory: Path) -> None:
+def _load_adapter(model: Storable, directory: Path) -> None:
     state = _read_tensors(directory / ADAPTER_FILE)
     _check_shapes(directory / ADAPTER_FILE, state, get_peft_model_state_dict(model.backbone.peft))
     set_peft_model_state_dict(model.backbone.peft, state)
