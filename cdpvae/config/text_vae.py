@@ -103,7 +103,9 @@ class ModelConfig(Group):
         Raises ValueError for a family without it.
         """
         if not isinstance(self.latent, GaussianConfig):
-            raise ValueError(f"latent_dim: a model with latent.kind={self.latent.kind} has none")
+            raise ValueError(
+                f"latent_dim: a model with latent.kind={self.latent.kind} has no z like that"
+            )
         return self.latent.latent_dim
 
     @property
