@@ -85,17 +85,16 @@ def measure_latents(opened: OpenedRun, rows: RowSelection) -> LatentFigures:
 def judge_latents(figures: LatentFigures, free_bits: float) -> list[Verdict]:
     """Put every figure beside its healthy range. free_bits: floor of the rate, nats a dimension."""
     dims = figures.variance.numel()
+    # Only the first threshold is one that the literature judges by.
     verdicts = [
         Verdict(
             f"active units (var > {threshold:g})",
             float(count),
-            dims / 2 if first else None,
-            float(dims) if first else None,
+            dims / 2 if number == 0 else None,
+            float(dims) if number == 0 else None,
             f"of {dims}",
         )
-        for first, (threshold, count) in zip(
-            [True, *[False] * len(figures.active_units)], figures.active_units.items(), strict=False
-        )
+        for number, (threshold, count) in enumerate(figures.active_units.items())
     ]
     # The rate and what texts and latents share, for families that have them.
     if figures.rate_per_dim.numel():
