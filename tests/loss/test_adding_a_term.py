@@ -18,8 +18,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from support.runs import REPOSITORY, merged, run_command
 
-pytestmark = pytest.mark.launch
-
 PAGE = REPOSITORY / "docs" / "extending.md"
 STEPS, WEIGHT = 8, 2.0
 

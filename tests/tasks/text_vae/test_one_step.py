@@ -6,11 +6,7 @@ import json
 import re
 import sys
 
-import pytest
-
 from support.runs import REPOSITORY, merged, run_command
-
-pytestmark = pytest.mark.launch
 
 PAGE = REPOSITORY / "docs" / "one_step.md"
 WORKER = REPOSITORY / "tests" / "tasks" / "text_vae" / "trace_worker.py"
