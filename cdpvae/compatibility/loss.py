@@ -5,6 +5,7 @@ Legend: B rows, L padded length, T packed positions, N target positions, Z laten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -29,7 +30,6 @@ from cdpvae.loss import (
 )
 from cdpvae.loss import InfoNCELoss as Contrast
 from cdpvae.loss import MomentumQueue as Queue
-from cdpvae.loss.objective import check_weight
 from cdpvae.loss.rate import check_free_bits
 from cdpvae.loss.reconstruction import IGNORE_INDEX, OBJECTIVES
 from cdpvae_kernels import check_range, has_values
@@ -81,8 +81,8 @@ class SoftPromptVAELoss:
         if loss_scale not in OBJECTIVES:
             raise ValueError(f"loss_scale={loss_scale!r}: it must be one of {OBJECTIVES}")
         # Refuse what no objective can be made of, under the names of this interface.
-        check_weight("bow_loss_weight", bow_loss_weight)
-        check_weight("contrastive_weight", contrastive_weight)
+        _check_weight("bow_loss_weight", bow_loss_weight)
+        _check_weight("contrastive_weight", contrastive_weight)
         self.latent_dim = latent_dim
         self.bow_loss_weight = bow_loss_weight
         self.contrastive_weight = contrastive_weight
@@ -267,6 +267,12 @@ class SoftPromptVAELoss:
                 f"the posterior has {posterior.mu.shape[-1]} dimensions, the loss was made for "
                 f"latent_dim={self.latent_dim}"
             )
+
+
+def _check_weight(name: str, weight: float) -> None:
+    """Raise ValueError for a weight that is negative or infinite."""
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"{name}={weight}: it must be finite and at least 0; 0 switches it off")
 
 
 def _penalties(posterior: Posterior) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ To add a term, see "A loss term" in docs/extending.md.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -136,9 +135,3 @@ def _negative_elbo(terms: Sequence[Term]) -> Term:
     if "kl" in by_name:
         value = value + by_name["kl"].report["kl_raw"]
     return Term(name="neg_elbo", value=value, weight=0.0, per="row")
-
-
-def check_weight(name: str, weight: float) -> None:
-    """Raise ValueError for a weight that is negative or infinite."""
-    if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"{name}={weight}: it must be finite and at least 0; 0 switches it off")

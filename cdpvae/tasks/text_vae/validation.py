@@ -71,7 +71,7 @@ class Validation:
         if self.samples is not None:
             self._generate(step, self.samples)
 
-    def _of_all_ranks(self, code: Code | None) -> Code | None:
+    def _of_all_ranks(self, code: Code | None) -> Code:
         """Return the codes of all ranks' rows; ranks without a row have a share of 0 rows."""
         if code is None:
             pooled = torch.zeros(0, self.model.backbone.config.hidden_size)
