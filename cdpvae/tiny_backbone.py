@@ -4,7 +4,11 @@
 
 The result is an ordinary Hugging Face directory. Input: whatever `cdpvae.preprocess` reads, such
 as `.jsonl` pairs or `.txt` lines. `--tie-embeddings`, `--head-dim` and `--kv-heads` make the other
-shapes of Llama that exist. `cdpvae/sample/backbone.py` says how the model is trained.
+shapes of Llama that exist. A fair language model of a corpus that is tokenised already:
+
+    ... --tokenizer word --dropout 0.2 --tie-embeddings --epochs 8 --validation-input valid.txt
+
+`cdpvae/sample/backbone.py` says how the model is trained.
 """
 
 from __future__ import annotations

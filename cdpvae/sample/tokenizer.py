@@ -16,6 +16,7 @@ from cdpvae.sample.texts import Parts
 
 BOS, EOS, PAD, UNK = "<s>", "</s>", "<pad>", "<unk>"
 SPECIALS = (PAD, BOS, EOS, UNK)  # in the order of their ids
+UNKNOWN_WORD = "<|unknown|>"  # of a word tokenizer
 BYTES = 256  # the alphabet of a byte-level BPE
 
 
@@ -28,13 +29,57 @@ class TokenSequence:
 
 
 def train_tokenizer(
-    texts: Sequence[Parts], vocab_size: int, model_max_length: int
+    texts: Sequence[Parts], vocab_size: int, model_max_length: int, kind: str = "bpe"
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of at most vocab_size tokens; like Llama's, it puts BOS before a text.
+    """Train a tokenizer of at most vocab_size tokens; like Llama's, it puts BOS before a text.
 
-    model_max_length: recorded in the tokenizer, in tokens. Raises ValueError when vocab_size has
-    no room for the 256 bytes and the special tokens.
+    texts: what it is trained on.
+    vocab_size: special tokens included.
+    model_max_length: recorded in the tokenizer, in tokens.
+    kind: `bpe`, byte-level; or `word`, the most frequent words between blanks.
+
+    Raises ValueError for another kind, and when vocab_size has no room for what each kind needs.
     """
+    kinds = {"bpe": _train_bpe, "word": _train_words}
+    if kind not in kinds:
+        raise ValueError(f"tokenizer={kind!r} must be one of {', '.join(kinds)}")
+    tokenizer, unknown = kinds[kind](texts, vocab_size)
+
+    # BOS is added by the tokenizer itself, as Llama's does.
+    bos = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        unk_token=unknown,
+        model_max_length=model_max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _train_words(texts: Sequence[Parts], vocab_size: int) -> tuple[Tokenizer, str]:
+    """Count words between blanks -> the tokenizer, and its unknown token.
+
+    A corpus may spell its own `<unk>`, a word like any other; ours has another name.
+    """
+    specials = (PAD, BOS, EOS, UNKNOWN_WORD)
+    if vocab_size <= len(specials):
+        raise ValueError(f"vocab_size={vocab_size} must be above {len(specials)}: special tokens")
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN_WORD))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size, special_tokens=list(specials), show_progress=False
+    )
+    tokenizer.train_from_iterator((part for parts in texts for part in parts), trainer)
+    return tokenizer, UNKNOWN_WORD
+
+
+def _train_bpe(texts: Sequence[Parts], vocab_size: int) -> tuple[Tokenizer, str]:
+    """Train a byte-level BPE -> the tokenizer, and its unknown token, which it never needs."""
     if vocab_size < BYTES + len(SPECIALS):
         raise ValueError(
             f"vocab_size={vocab_size} must be at least {BYTES + len(SPECIALS)}: "
@@ -51,21 +96,7 @@ def train_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator((part for parts in texts for part in parts), trainer)
-
-    # BOS is added by the tokenizer itself, as Llama's does.
-    bos = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        unk_token=UNK,
-        model_max_length=model_max_length,
-        clean_up_tokenization_spaces=False,
-    )
+    return tokenizer, UNK
 
 
 def encode(

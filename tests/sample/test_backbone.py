@@ -8,15 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cdpvae import tiny_backbone
-from cdpvae.sample.backbone import (
-    BackboneOptions,
-    batches,
-    build_model,
-    evaluate,
-    learning_rate_factor,
-    make_backbone,
-    token_nll,
-)
+from cdpvae.sample.backbone import BackboneOptions, build_model, make_backbone
+from cdpvae.sample.language_model import batches, evaluate, learning_rate_factor, token_nll
 from cdpvae.sample.pairs import make_pairs
 from cdpvae.sample.texts import Text, read_texts, split_texts
 from cdpvae.sample.tokenizer import TokenSequence, encode, train_tokenizer
