@@ -25,6 +25,11 @@ class ModelConfig(Group):
         default=None, description="tokenizer, when the backbone brings none"
     )
     # From a text to the latent.
+    encoder: Literal["frozen", "lora"] = Field(
+        default="frozen",
+        description="what the encoder pass runs: the frozen base (no gradient), or the base with a "
+        "LoRA of its own that is trained through z",
+    )
     encoder_layer: int | Literal["last", "mix"] = Field(
         default="last",
         description="hidden states the pooling reads: last, the output of layer N (the encoder "
@@ -122,6 +127,10 @@ class ModelConfig(Group):
     def _combinations(self) -> ModelConfig:
         if self.latent.kind == "none" and self.deep_prefix:
             raise ValueError("deep_prefix=true has no effect with latent.kind=none; drop one")
+        if self.latent.kind == "none" and self.encoder != "frozen":
+            raise ValueError(
+                f"encoder={self.encoder!r} has no effect with latent.kind=none; drop one"
+            )
         if isinstance(self.encoder_layer, int) and self.encoder_layer < 0:
             raise ValueError(
                 f"encoder_layer={self.encoder_layer} must be 'last', 'mix' or a layer number >= 0"

@@ -73,6 +73,7 @@ def training_flops(
     target_tokens: int,
     encoder_layers: int,
     recompute: bool,
+    trains_encoder: bool = False,
 ) -> float:
     """Count the FLOPs of one optimizer step over all ranks.
 
@@ -82,6 +83,7 @@ def training_flops(
     target_tokens: tokens whose logits are computed.
     encoder_layers: layers the encoder pass runs.
     recompute: whether activation checkpointing runs the decoder's layers once more.
+    trains_encoder: whether the encoder pass has a backward like the decoder's.
     """
     # Count the parameters of a layer's matrices: attention, then MLP.
     hidden, width = llama.hidden_size, llama.intermediate_size
@@ -91,7 +93,8 @@ def training_flops(
     per_layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * width
     # Two FLOPs a parameter and token, in every pass.
     passes = 3 if recompute else 2
-    encoder = 2 * per_layer * encoder_layers * encoder_tokens
+    encoder_passes = passes if trains_encoder else 1
+    encoder = 2 * encoder_passes * per_layer * encoder_layers * encoder_tokens
     decoder = 2 * passes * per_layer * llama.num_hidden_layers * decoder_tokens
     # Forward and the gradient of the inputs; the head's logits are not recomputed.
     head = 4 * hidden * llama.vocab_size * target_tokens

@@ -1,7 +1,8 @@
-"""One Llama, two roles: the frozen encoder pass and the LoRA decoder pass.
+"""One Llama, two roles: the encoder pass and the LoRA decoder pass.
 
 There is never a second copy of the base weights. The encoder pass runs with LoRA off, without
-gradient, in eval mode; the decoder pass with LoRA on. LoRA is switched by a flag on its layers:
+gradient, in eval mode, or (`encoder: lora`) with a LoRA of its own that learns; the decoder pass
+with the decoder's LoRA on. LoRA is switched by flags on its layers:
 PEFT's `disable_adapter()` costs 70x more per step and flips `requires_grad`, so that a checkpoint
 saved inside it loses every LoRA weight without a word.
 
@@ -32,6 +33,9 @@ from cdpvae.latents import family_of
 from cdpvae.models.text_vae.attention import ATTENTION_NAME, register
 from cdpvae.models.text_vae.attention_backends import AttentionBackend, choose_backend
 from cdpvae.models.text_vae.packing import Packing, Prefix
+
+# PEFT's name of the decoder's LoRA, and ours of the encoder's.
+DECODER_ADAPTER, ENCODER_ADAPTER = "default", "encoder"
 
 
 class Backbone(nn.Module):
@@ -64,6 +68,14 @@ class Backbone(nn.Module):
             # PEFT asks transformers by a name that is deprecated there; nothing of ours.
             warnings.simplefilter("ignore", FutureWarning)
             self.peft = get_peft_model(llama, lora_config(config), autocast_adapter_dtype=False)
+            self.trains_encoder = config.encoder == "lora"
+            if self.trains_encoder:
+                self.peft.add_adapter(
+                    ENCODER_ADAPTER, lora_config(config), autocast_adapter_dtype=False
+                )
+        # PEFT lets the active adapter alone be trained.
+        for name, parameter in self.peft.named_parameters():
+            parameter.requires_grad_("lora_" in name)
         self._lora_layers = [m for m in self.peft.modules() if isinstance(m, LoraLayer)]
         self.train(False)
 
@@ -146,25 +158,55 @@ class Backbone(nn.Module):
         finally:
             self.set_lora(True)
 
-    @torch.no_grad()
+    @contextmanager
+    def encoder_lora(self) -> Iterator[None]:
+        """Run the layers with the encoder's LoRA inside, or with none where it has none."""
+        if not self.trains_encoder:
+            with self.lora_off():
+                yield
+            return
+        # PEFT's own `set_adapter` would switch requires_grad as well.
+        try:
+            for layer in self._lora_layers:
+                layer._active_adapter = [ENCODER_ADAPTER]
+            yield
+        finally:
+            for layer in self._lora_layers:
+                layer._active_adapter = [DECODER_ADAPTER]
+
     def encode(self, text: PackedText, packing: Packing) -> list[Tensor]:
-        """Run the frozen pass -> the hidden states that the pooling reads, each (T, D).
+        """Run the encoder pass -> the hidden states that the pooling reads, each (T, D).
 
         One state, or for `mix` all of them: the embedding, then every layer, the last normalised.
+        They carry a graph only where the encoder has a LoRA of its own.
         """
+        if self.trains_encoder:
+            return self._encode(text, packing)
+        with torch.no_grad():
+            return self._encode(text, packing)
+
+    def _encode(self, text: PackedText, packing: Packing) -> list[Tensor]:
         # A numbered layer is the last one that runs.
         model = self.llama.model
         depth = len(model.layers)
         last = depth if isinstance(self.encoder_layer, str) else self.encoder_layer
-        with self.lora_off():
-            hidden = model.embed_tokens(text.ids)[None]
-            states = [hidden[0]]
-            position = model.rotary_emb(hidden, position_ids=packing.position_ids)
-            for layer in model.layers[:last]:
-                hidden = layer(
+        hidden = model.embed_tokens(text.ids)[None]
+        states = [hidden[0]]
+        position = model.rotary_emb(hidden, position_ids=packing.position_ids)
+
+        def run(layer: nn.Module, hidden: Tensor) -> Tensor:
+            # Switched here, as a checkpointed layer runs once more in backward.
+            with self.encoder_lora():
+                return layer(
                     hidden, position_embeddings=position, packing=packing, backend=self.attention
                 )
-                states.append(hidden[0])
+
+        for layer in model.layers[:last]:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(run, layer, hidden, use_reentrant=False)
+            else:
+                hidden = run(layer, hidden)
+            states.append(hidden[0])
         # Only the Llama's own output is normalised; a numbered layer is taken as it is.
         if isinstance(self.encoder_layer, int):
             return states[-1:]

@@ -4,6 +4,7 @@
     heads.safetensors                 everything trained beside LoRA
     adapter_config.json               the LoRA in PEFT's own layout, so that PEFT reads it too
     adapter_model.safetensors
+    encoder/adapter_*                 the encoder's LoRA in the same layout, where it has one
 
 The base weights are not in it; `config.json` names the backbone.
 """
@@ -26,7 +27,12 @@ from transformers import LlamaConfig
 
 from cdpvae.batch import SpecialTokens
 from cdpvae.config import ModelConfig, parse_settings
-from cdpvae.models.text_vae.backbone import Backbone, lora_config
+from cdpvae.models.text_vae.backbone import (
+    DECODER_ADAPTER,
+    ENCODER_ADAPTER,
+    Backbone,
+    lora_config,
+)
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -36,7 +42,13 @@ CONFIG_FILE = "config.json"
 HEADS_FILE = "heads.safetensors"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
-MODEL_FILES = (CONFIG_FILE, HEADS_FILE, ADAPTER_CONFIG_FILE, ADAPTER_FILE)
+MODEL_FILES = (
+    CONFIG_FILE,
+    HEADS_FILE,
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_FILE,
+    f"{ENCODER_ADAPTER}/*",
+)
 
 
 class Storable(Protocol):
@@ -72,7 +84,7 @@ def tokens_of(llama: LlamaConfig) -> SpecialTokens:
 
 
 def save(model: Storable, directory: Path) -> None:
-    """Write the four files. Raises OSError when the directory cannot be written."""
+    """Write the files. Raises OSError when the directory cannot be written."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {
         "format_version": FORMAT_VERSION,
@@ -85,12 +97,23 @@ def save(model: Storable, directory: Path) -> None:
     # Everything that is trained beside LoRA.
     save_file(_head_state(model), directory / HEADS_FILE, metadata={"format": "pt"})
     # LoRA in the layout that PEFT reads.
-    adapter = {k: _plain(v) for k, v in get_peft_model_state_dict(model.backbone.peft).items()}
-    save_file(adapter, directory / ADAPTER_FILE, metadata={"format": "pt"})
-    peft_config = lora_config(model.config)
-    peft_config.base_model_name_or_path = model.config.backbone
-    peft_config.inference_mode = True
-    peft_config.save_pretrained(str(directory))
+    for adapter, place in _adapters(model, directory).items():
+        place.mkdir(exist_ok=True)
+        state = get_peft_model_state_dict(model.backbone.peft, adapter_name=adapter)
+        plain = {name: _plain(tensor) for name, tensor in state.items()}
+        save_file(plain, place / ADAPTER_FILE, metadata={"format": "pt"})
+        peft_config = lora_config(model.config)
+        peft_config.base_model_name_or_path = model.config.backbone
+        peft_config.inference_mode = True
+        peft_config.save_pretrained(str(place))
+
+
+def _adapters(model: Storable, directory: Path) -> dict[str, Path]:
+    """Return where each LoRA of the model is stored, by PEFT's name of it."""
+    places = {DECODER_ADAPTER: directory}
+    if model.backbone.trains_encoder:
+        places[ENCODER_ADAPTER] = directory / ENCODER_ADAPTER
+    return places
 
 
 def load(
@@ -103,7 +126,7 @@ def load(
     """Rebuild a model saved by `save`.
 
     build: makes a model of its settings, backbone and tokens.
-    directory: of the four files.
+    directory: of the files.
     backbone: another place of the same base weights, or a loaded `Backbone`.
     dtype: of the base weights.
 
@@ -115,6 +138,8 @@ def load(
     if isinstance(backbone, str):
         config = config.model_copy(update={"backbone": backbone})
     check_adapter(directory, config)
+    if config.encoder == "lora":
+        check_adapter(directory / ENCODER_ADAPTER, config)
     if not isinstance(backbone, Backbone):
         backbone = Backbone.load(config, dtype)
     model = build(config, backbone, tokens)
@@ -219,9 +244,12 @@ def _load_heads(model: Storable, directory: Path) -> None:
 
 
 def _load_adapter(model: Storable, directory: Path) -> None:
-    state = _read_tensors(directory / ADAPTER_FILE)
-    _check_shapes(directory / ADAPTER_FILE, state, get_peft_model_state_dict(model.backbone.peft))
-    set_peft_model_state_dict(model.backbone.peft, state)
+    peft = model.backbone.peft
+    for adapter, place in _adapters(model, directory).items():
+        state = _read_tensors(place / ADAPTER_FILE)
+        wanted = get_peft_model_state_dict(peft, adapter_name=adapter)
+        _check_shapes(place / ADAPTER_FILE, state, wanted)
+        set_peft_model_state_dict(peft, state, adapter_name=adapter)
 
 
 def _check_shapes(path: Path, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:

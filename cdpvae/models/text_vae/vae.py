@@ -1,6 +1,6 @@
 """LlamaSoftPromptVAE: the composition, readable top to bottom.
 
-    instruction -> frozen Llama -> attention pooling -> latent.infer -> z
+    instruction -> Llama, frozen or with its own LoRA -> attention pooling -> latent.infer -> z
     z -> soft prompts (and deep prefix) + word-dropped response -> LoRA Llama -> hidden states
 
 The logits of the decoder are never made in training: the losses take hidden states and the head.
@@ -145,7 +145,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     # From text to the code
 
     def infer(self, text: PackedText) -> Code:
-        """Return q(z|x) of packed texts; gradients reach the heads, never the backbone."""
+        """Return q(z|x) of packed texts; gradients reach the heads, and an encoder's own LoRA."""
         if self.pooling is None:
             return self.latent.infer(self.backbone.embedding_weight.new_zeros(text.num_rows, 0))
         packing = Packing.of(text.cu_seqlens, text.ids.numel(), text.max_len)

@@ -63,6 +63,7 @@ class StepLog:
             target_tokens=int(step_batch.target_divisor),
             encoder_layers=self._encoder_layers(),
             recompute=self.settings.training.gradient_checkpointing,
+            trains_encoder=self.model.backbone.trains_encoder,
         )
         self.meter.add(step_batch.encoder_tokens + step_batch.decoder_tokens, flops)
 
