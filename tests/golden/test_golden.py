@@ -1,6 +1,6 @@
 """Golden runs: the quickstart, whole, as a user runs it.
 
-Minutes each. What they showed last is committed as `docs/golden.md`.
+Minutes each. What they showed last is committed as `docs/results.md`.
 """
 
 from __future__ import annotations
