@@ -15,11 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cdpvae.batch import PackedText, VAEBatch, next_token_targets
 from cdpvae.latents import Code, KeyedNoise
 from cdpvae.latents.gaussian import ACTIVE_VARIANCE
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
+from cdpvae.models.text_vae.packing import Packing
 from cdpvae_kernels import Stream, linear_cross_entropy
 
 # Evaluation noise must not repeat what training drew for the same rows.
@@ -116,14 +118,42 @@ class Likelihood:
 
 def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> Tensor:
     """Return -log p(response | z) of each row -> (B,) fp32 nats. z (B, *latent.shape)."""
-    # Decode without word dropout, and take the loss of every target by itself.
+    # Decode without word dropout.
     decoded = model.decode(z, response.ids, response)
+    return _nll_of_rows(model, decoded.hidden, decoded.positions, response)
+
+
+@torch.no_grad()
+def backbone_nll(model: LlamaSoftPromptVAE, response: PackedText) -> Tensor:
+    """Return -log p(response) of each row by the backbone itself -> (B,) fp32 nats.
+
+    Without LoRA, soft prompts and z: what the decoder knew before it was tuned.
+    """
+    backbone = model.backbone
+    packing = Packing.of(response.cu_seqlens, response.ids.numel(), response.max_len)
+    with backbone.lora_off():
+        hidden = backbone.decode(F.embedding(response.ids, backbone.embedding_weight), packing)
+    every = torch.arange(response.ids.numel(), device=response.ids.device)
+    return _nll_of_rows(model, hidden, every, response)
+
+
+def _nll_of_rows(
+    model: LlamaSoftPromptVAE, hidden: Tensor, positions: Tensor, response: PackedText
+) -> Tensor:
+    """Return the NLL of each row (B,) of decoded states.
+
+    model: whose head predicts.
+    hidden (T', D): of the decoder, prompts included where there are any.
+    positions (T,): where each position of the response is in `hidden`.
+    response: of B rows and T tokens.
+    """
+    # Take the loss of every target by itself.
     target_positions, targets = next_token_targets(response)
     _, stats = linear_cross_entropy(
-        decoded.hidden,
+        hidden,
         model.backbone.head_weight,
         targets,
-        positions=decoded.positions[target_positions],
+        positions=positions[target_positions],
         divisor=1,
         return_stats=True,
         impl=model.impl,

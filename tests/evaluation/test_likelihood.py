@@ -13,6 +13,7 @@ from cdpvae.evaluation.likelihood import (
     EVALUATION_EPOCH,
     Likelihood,
     LikelihoodSums,
+    backbone_nll,
     evaluate_likelihood,
     measure_batches,
 )
@@ -52,6 +53,18 @@ def test_every_sum_equals_the_cross_entropy_of_whole_logits(make_model, batch):
     assert sums.tokens == sum(n - 1 for n in batch.response.lengths.tolist())
     kl = 0.5 * (code.mu**2 + code.logvar.exp() - 1 - code.logvar)
     assert sums.kl == pytest.approx(float(kl.sum()), rel=1e-6)
+
+
+@torch.no_grad()
+def test_the_backbone_itself_is_the_llama_before_tuning(make_model, make_llama, batch):
+    """Oracle: transformers' own loss of the untouched Llama, one row at a time."""
+    llama = make_llama()
+    expected = []
+    for row in batch.response.rows():
+        logits = llama(input_ids=row[None]).logits[0, :-1]
+        expected.append(F.cross_entropy(logits, row[1:], reduction="sum"))
+    found = backbone_nll(make_model(), batch.response)
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-5, atol=1e-4)
 
 
 def row(batch: VAEBatch, number: int) -> VAEBatch:
