@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cdpvae.config.base import Group
 
 Objective = Literal["per_token", "elbo"]
 BowReduction = Literal["bce", "categorical"]
+FreeBitsVariant = Literal["dimension_batch", "sample", "aggregate"]
+RateControl = Literal["lagrange", "pi"]
 
 
 class LossConfig(Group):
@@ -23,7 +25,9 @@ class LossConfig(Group):
     )
     # The KL term: its weight beta is annealed in cycles (Fu et al. 2019).
     beta_max: float = Field(
-        default=1.0, ge=0, description="weight of the KL at the top of each annealing cycle"
+        default=1.0,
+        ge=0,
+        description="weight of the KL at the top of each cycle, or the most that rate_target sets",
     )
     beta_cycles: int = Field(default=4, ge=1, description="cycles of the KL annealing")
     beta_ramp_ratio: float = Field(
@@ -31,6 +35,18 @@ class LossConfig(Group):
     )
     free_bits: float = Field(
         default=0.5, ge=0, description="KL that costs nothing, nats per dimension"
+    )
+    free_bits_variant: FreeBitsVariant = Field(
+        default="dimension_batch",
+        description="floor on each dimension's batch mean, on each row's KL in it, or on the sum",
+    )
+    # Instead of the annealing: the weight of the KL is moved until the rate is this.
+    rate_target: float | None = Field(
+        default=None, gt=0, description="KL that is aimed at, nats per sequence; null anneals beta"
+    )
+    rate_control: RateControl = Field(
+        default="lagrange",
+        description="how rate_target moves beta: a Lagrange multiplier or PI control (ControlVAE)",
     )
     # The bag of words: z alone must predict which tokens occur in the response.
     bow_weight: float = Field(default=1.5, ge=0, description="weight of the bag of words; 0 is off")
@@ -51,6 +67,23 @@ class LossConfig(Group):
     word_dropout: float = Field(
         default=0.4, ge=0, le=1, description="share of decoder inputs dropped"
     )
+
+    @model_validator(mode="after")
+    def _rate_target(self) -> LossConfig:
+        """Refuse settings under which no weight of the KL reaches the target."""
+        if self.rate_target is None:
+            return self
+        if self.beta_max == 0:
+            raise ValueError(
+                f"beta_max=0 with rate_target={self.rate_target}: no weight is left to move; set "
+                "beta_max above 0, the most that the controller may set"
+            )
+        if self.free_bits > 0:
+            raise ValueError(
+                f"free_bits={self.free_bits} with rate_target={self.rate_target}: KL below the "
+                "floor costs nothing at any weight; set free_bits to 0"
+            )
+        return self
 
     @property
     def weights(self) -> dict[str, float]:

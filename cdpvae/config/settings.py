@@ -14,6 +14,7 @@ from cdpvae.config.base import Group
 from cdpvae.config.collapse import CollapseConfig
 from cdpvae.config.data import DataConfig
 from cdpvae.config.errors import SettingsError
+from cdpvae.config.latents import GaussianConfig
 from cdpvae.config.loss import LossConfig
 from cdpvae.config.renames import print_notice, rename_keys
 from cdpvae.config.schema import Setting, path_of, settings_of
@@ -40,8 +41,9 @@ class Settings(Group):
             _set(self.loss, contrastive_weight=0.0, queue_size=0)
             _set(self.augmentation, augmentation_probability=0.0)
         if without_latent:
-            _set(self.loss, bow_weight=0.0, beta_max=0.0)
+            _set(self.loss, bow_weight=0.0, beta_max=0.0, rate_target=None)
             _set(self.collapse, enable_collapse_monitoring=False)
+        self._check_rate_target()
         # InfoNCE compares two views, and the queue holds second views.
         views = self.augmentation.augmentation_probability > 0
         if self.loss.contrastive_weight > 0 and not views:
@@ -54,6 +56,18 @@ class Settings(Group):
                 f"queue_size={self.loss.queue_size} has no effect with contrastive_weight=0"
             )
         return self
+
+    def _check_rate_target(self) -> None:
+        """Raise ValueError for a target that the form of the posterior excludes."""
+        latent, target = self.model.latent, self.loss.rate_target
+        if target is None or not isinstance(latent, GaussianConfig):
+            return
+        committed = latent.committed_rate * latent.latent_dim
+        if target <= committed:
+            raise ValueError(
+                f"rate_target={target} is not above committed_rate x latent_dim = {committed:g} "
+                "nats, which the posterior is held to; raise the target or lower the commitment"
+            )
 
     def dump(self) -> str:
         """Write the resolved settings as JSON text that `load_settings` reads back."""

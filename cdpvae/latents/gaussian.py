@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from cdpvae.config import GaussianConfig, ModelConfig
 from cdpvae.latents.base import Code, Latent, variance_over_rows
+from cdpvae.latents.commitment import BoundedVariance, NormalizedMean, missing_mean_square
 from cdpvae.latents.information import MutualInformation, information_from_densities
 from cdpvae.latents.noise import Noise
 from cdpvae.latents.priors.base import Prior
@@ -91,15 +92,36 @@ class VariationalEncoder(nn.Module):
 
 
 class Gaussian(Latent):
-    """The family of one Gaussian vector a text."""
+    """The family of one Gaussian vector a text.
+
+    encoder: gives mu and logvar.
+    posterior: what holds the rate at or above `committed_rate`, see `commitment.py`; `free` for
+        nothing.
+    committed_rate: nats per dimension.
+    """
 
     code_type: ClassVar[type[Code]] = Posterior
     activity_thresholds: ClassVar[tuple[float, ...]] = AU_THRESHOLDS
 
-    def __init__(self, encoder: VariationalEncoder) -> None:
+    normalized_mean: NormalizedMean | None
+    bounded_variance: BoundedVariance | None
+
+    def __init__(
+        self,
+        encoder: VariationalEncoder,
+        posterior: str = "free",
+        committed_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.shape = (encoder.mu_head.out_features,)
+        # Without a commitment there is no module, and no tensor in a checkpoint.
+        self.normalized_mean = self.bounded_variance = None
+        self.forced_rate = committed_rate if posterior == "mu_forcing" else 0.0
+        if posterior == "batch_norm":
+            self.normalized_mean = NormalizedMean(self.flat_dim, committed_rate)
+        elif posterior == "delta":
+            self.bounded_variance = BoundedVariance(committed_rate)
         self.prior: Prior = StandardNormal(self.shape)
 
     @classmethod
@@ -115,11 +137,16 @@ class Gaussian(Latent):
             latent.logvar_init_bias,
             latent.logvar_clamp,
         )
-        return cls(encoder)
+        return cls(encoder, latent.posterior, latent.committed_rate)
 
     def infer(self, pooled_BD: Tensor) -> Posterior:
         """Return mu and logvar of pooled texts (B, D), each (B, Z) fp32."""
-        return self.encoder(pooled_BD)
+        posterior: Posterior = self.encoder(pooled_BD)
+        if self.normalized_mean is not None:
+            posterior = Posterior(self.normalized_mean(posterior.mu), posterior.logvar)
+        if self.bounded_variance is not None:
+            posterior = Posterior(posterior.mu, self.bounded_variance(posterior.logvar))
+        return posterior
 
     def sample(self, code: Code, noise: Noise) -> Tensor:
         """Draw z (B, Z) from q(z|x)."""
@@ -131,9 +158,12 @@ class Gaussian(Latent):
         return _posterior(code).mu
 
     def penalties(self, code: Code) -> Mapping[str, Tensor]:
-        """Return the KL of each row and dimension, (B, Z) nats."""
+        """Return the KL of each row and dimension, (B, Z) nats; `mu_forcing` (B,) where asked."""
         posterior = _posterior(code)
-        return {"kl": kl_per_row_dim(posterior.mu, posterior.logvar)}
+        found = {"kl": kl_per_row_dim(posterior.mu, posterior.logvar)}
+        if self.forced_rate:
+            found["mu_forcing"] = missing_mean_square(posterior.mu, self.forced_rate)
+        return found
 
     def log_q(self, z: Tensor, code: Code) -> Tensor:
         """Return log N(z_m; mu_n, var_n) of z (M, Z) and N rows -> (M, N) fp64."""

@@ -6,6 +6,12 @@ from cdpvae.loss.bow import BagOfWords, bow_loss, content_tokens
 from cdpvae.loss.contrastive import Contrastive, InfoNCELoss, InfoNCETerms, MomentumQueue
 from cdpvae.loss.objective import Objective, build_objective
 from cdpvae.loss.rate import Rate, RateTerms, clamp_rate
+from cdpvae.loss.rate_control import (
+    LagrangeMultiplier,
+    ProportionalIntegral,
+    RateController,
+    build_rate_controller,
+)
 from cdpvae.loss.reconstruction import Reconstruction, reconstruction_nll
 
 __all__ = [
@@ -15,16 +21,20 @@ __all__ = [
     "Gather",
     "InfoNCELoss",
     "InfoNCETerms",
+    "LagrangeMultiplier",
     "LossInputs",
     "LossTerm",
     "MomentumQueue",
     "Objective",
+    "ProportionalIntegral",
     "Rate",
+    "RateController",
     "RateTerms",
     "Reconstruction",
     "StepContext",
     "bow_loss",
     "build_objective",
+    "build_rate_controller",
     "clamp_rate",
     "content_tokens",
     "reconstruction_nll",

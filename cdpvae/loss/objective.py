@@ -35,7 +35,7 @@ def build_objective(settings: Settings, flat_dim: int, world_size: int) -> Objec
     loss, impl = settings.loss, settings.model.kernel_impl
     terms: list[LossTerm] = [
         Reconstruction(loss.objective, impl),
-        Rate(loss.free_bits, loss.objective),
+        Rate.of(loss),
         BagOfWords(loss.bow_reduction, impl),
         Contrastive(
             InfoNCELoss(loss.temperature, loss.normalize_latents),

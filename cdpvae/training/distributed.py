@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 # Long enough for one rank to load an 8B backbone from a cold disk while the other waits.
 TIMEOUT = timedelta(minutes=60)
@@ -128,6 +128,18 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Replace the floating-point buffers of a module by their means over ranks, in place.
+
+    These are running averages over each rank's rows; a checkpoint holds one copy for all ranks.
+    """
+    world_size = dist.get_world_size()
+    for buffer in module.buffers() if world_size > 1 else ():
+        if buffer.is_floating_point():
+            buffer.copy_(all_reduce_sum(buffer) / world_size)
 
 
 def barrier() -> None:

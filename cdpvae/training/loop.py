@@ -145,6 +145,8 @@ class Trainer:
             return
         # Let the task see the step, then log, evaluate and save.
         self.task.observe(self.state.step, step_batch, observed)
+        if self.task.adapt is not None:
+            self.task.adapt(scalars)
         if is_logged:
             self.task.log(
                 LoggedStep(

@@ -2,7 +2,7 @@
 
 The loop calls these members in this order for every optimizer step:
 
-    schedule -> prepare -> module (through the engine) -> inspect -> ... -> observe -> log
+    schedule -> prepare -> module (through the engine) -> inspect -> ... -> observe -> adapt -> log
 
 and, when it is time, `evaluate` and `save_pretrained`. One object of plain callables, so that the
 loop imports no model, no loss and no metric.
@@ -68,6 +68,8 @@ class Task:
     inspect: called before backward of a logged step's first micro-batch -> figures by name.
     observe: sees every step that was applied: its number, its data, and what each micro-batch's
         forward observed on this rank.
+    adapt: sees the scalars of every step that was applied, by name, means over micro-batches and
+        ranks; None where nothing follows them.
     log: writes a logged step.
     evaluate: measures on held-out rows after a step; None where there are none.
     save_pretrained: writes what it takes to use the result into a directory.
@@ -84,3 +86,4 @@ class Task:
     log: Callable[[LoggedStep], None]
     evaluate: Callable[[int], None] | None
     save_pretrained: Callable[[Path], None]
+    adapt: Callable[[Mapping[str, float]], None] | None = None

@@ -61,7 +61,7 @@ def extended(tmp_path) -> Path:
     import_line, entry = edits["cdpvae/loss/objective.py"]
     objective = tmp_path / "cdpvae/loss/objective.py"
     insert(objective, "from cdpvae.config import Settings", import_line)
-    insert(objective, "Rate(loss.free_bits, loss.objective),", entry)
+    insert(objective, "Rate.of(loss),", entry)
     return tmp_path
 
 

@@ -11,6 +11,8 @@ from torch.distributions import Normal, kl_divergence
 
 from cdpvae import FreeBitsKL
 from cdpvae.latents.gaussian import kl_per_row_dim
+from cdpvae.loss import Rate, clamp_rate
+from cdpvae.loss.rate import FREE_BITS_VARIANTS
 
 
 def kl(mu, logvar):
@@ -121,3 +123,48 @@ def test_bad_floor_is_refused(free_bits):
 def test_unequal_shapes_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         kl_per_row_dim(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+# Rows of 2 and 0.02 nats, and of 0.5 and 0 nats: means of 1.01 and 0.25.
+ROWS = torch.tensor([[2.0, 0.5], [0.02, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("variant", "floor", "value", "gradient"),
+    [
+        # max(0.3, 1.01) + max(0.3, 0.25).
+        ("dimension_batch", 0.3, 1.31, [[0.5, 0.0], [0.5, 0.0]]),
+        # ((2 + 0.3) + (0.5 + 0.3)) / 2: each row has its own floor.
+        ("sample", 0.3, 1.55, [[0.5, 0.5], [0.0, 0.0]]),
+        # max(0.6, 1.26): the second dimension is paid for with the first.
+        ("aggregate", 0.3, 1.26, [[0.5, 0.5], [0.5, 0.5]]),
+        ("aggregate", 0.7, 1.40, [[0.0, 0.0], [0.0, 0.0]]),
+    ],
+)
+def test_variants_of_the_floor_by_hand(variant, floor, value, gradient):
+    rows = ROWS.clone().requires_grad_()
+    terms = clamp_rate(rows, floor, None, variant)
+    assert terms.kl_sum_clamped.item() == pytest.approx(value)
+    assert terms.kl.item() == pytest.approx(value / 2)
+    # What is measured has no floor, whatever is trained on.
+    assert terms.kl_raw.item() == pytest.approx(1.26)
+    terms.kl_sum_clamped.backward()
+    torch.testing.assert_close(rows.grad, torch.tensor(gradient))
+
+
+def test_variants_are_means_over_the_rows_of_all_ranks():
+    others = torch.tensor([[0.0, 4.0], [0.1, 0.0]])
+    for variant in FREE_BITS_VARIANTS:
+        here = clamp_rate(ROWS, 0.3, lambda rows: torch.cat((rows, others)), variant)
+        alone = clamp_rate(torch.cat((ROWS, others)), 0.3, None, variant)
+        assert torch.equal(here.kl_sum_clamped, alone.kl_sum_clamped), variant
+
+
+def test_without_a_floor_all_variants_are_the_kl():
+    for variant in FREE_BITS_VARIANTS:
+        assert clamp_rate(ROWS, 0.0, None, variant).kl_sum_clamped.item() == pytest.approx(1.26)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="free_bits_variant='rows'.*aggregate"):
+        Rate(0.5, "elbo", "rows")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cdpvae.batch import StepSchedule
 from cdpvae.collapse import AdaptiveInterventionScheduler
 from cdpvae.config import Settings
 from cdpvae.data import StepBatch
-from cdpvae.loss import CyclicalAnnealingSchedule
+from cdpvae.loss import CyclicalAnnealingSchedule, build_rate_controller
 from cdpvae_kernels import Stream, philox
 
 
 class Schedule:
-    """Pure functions of the step, plus the weights that interventions have moved.
+    """Pure functions of the step, plus the weights that interventions and rate control moved.
 
-    total_steps: of the planned run. Raises ValueError when there are fewer than annealing cycles.
+    settings: of the run.
+    total_steps: of the planned run.
+    interventions: holds the weights that collapse control moves.
+
+    Raises ValueError when beta is annealed and there are fewer steps than cycles.
     """
 
     def __init__(
@@ -21,10 +27,8 @@ class Schedule:
     ) -> None:
         self.settings = settings
         self.interventions = interventions
-        loss = settings.loss
-        self.beta = CyclicalAnnealingSchedule(
-            total_steps, loss.beta_cycles, loss.beta_ramp_ratio, loss.beta_max
-        )
+        self.rate_control = build_rate_controller(settings.loss)
+        self.beta: Callable[[int], float] = self.rate_control or _annealed(settings, total_steps)
 
     def __call__(self, step: int, step_batch: StepBatch) -> StepSchedule:
         """Return the schedule after `step` optimizer steps, for the data of the next one."""
@@ -51,3 +55,19 @@ class Schedule:
         probability = self.settings.augmentation.augmentation_probability
         seed = self.settings.training.seed
         return float(philox.uniform(seed, Stream.STEP, step, 0, 0)) < probability
+
+
+def _annealed(settings: Settings, total_steps: int) -> Callable[[int], float]:
+    """Return beta as a function of the step. Raises ValueError for fewer steps than cycles."""
+    # Without a latent there is no KL, and nothing that a short run would miss.
+    if settings.model.latent.kind == "none":
+        return lambda step: 0.0
+    loss = settings.loss
+    if total_steps < loss.beta_cycles:
+        raise ValueError(
+            f"beta_cycles={loss.beta_cycles} in a run of {total_steps} steps: every cycle needs a "
+            "step; train longer or lower beta_cycles"
+        )
+    return CyclicalAnnealingSchedule(
+        total_steps, loss.beta_cycles, loss.beta_ramp_ratio, loss.beta_max
+    )

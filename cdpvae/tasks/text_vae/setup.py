@@ -7,7 +7,7 @@ tokenizer, the data's fingerprint, the number of steps. Only then are weights lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -32,11 +32,11 @@ from cdpvae.tasks.text_vae.schedule import Schedule
 from cdpvae.tasks.text_vae.step_log import StepLog, gradient_norms
 from cdpvae.tasks.text_vae.validation import Validation
 from cdpvae.training.checkpoint import CheckpointManager
-from cdpvae.training.distributed import World
+from cdpvae.training.distributed import World, share_statistics
 from cdpvae.training.engine import build_engine, resolve_ds_config
 from cdpvae.training.loop import RunContext, Trainer
 from cdpvae.training.random_state import seed_everything
-from cdpvae.training.task import Observed, Task
+from cdpvae.training.task import Observed, Stateful, Task
 from cdpvae.training.telemetry import Telemetry
 from cdpvae_kernels import describe
 
@@ -107,7 +107,21 @@ def build_task(
 
     def observe(step: int, step_batch: StepBatch, observed: list[Observed]) -> None:
         control.observe(step, observed)
+        share_statistics(model.latent)
         step_log.measure(step_batch)
+
+    # Beta follows the measured rate where a target is set; the next schedule has the new one.
+    stateful: dict[str, Stateful] = {
+        "monitor": monitor,
+        "interventions": interventions,
+        "loss": module.objective,
+    }
+    adapt, rate_control = None, schedule.rate_control
+    if rate_control is not None:
+        stateful["rate_control"] = rate_control
+
+        def adapt(figures: Mapping[str, float]) -> None:
+            rate_control.observe(figures["kl_raw"])
 
     def save_pretrained(directory: Path) -> None:
         model.save_pretrained(directory)
@@ -126,13 +140,14 @@ def build_task(
     # The names of stateful parts are those under which checkpoints hold them.
     return Task(
         module=module,
-        stateful={"monitor": monitor, "interventions": interventions, "loss": module.objective},
+        stateful=stateful,
         optional_columns=module.objective.optional_columns,
         current_name=lambda stored: "model." + current_name(stored.removeprefix("model.")),
         schedule=schedule,
         prepare=_preparation(settings, tokenizer, world.device),
         inspect=gradient_norms,
         observe=observe,
+        adapt=adapt,
         log=step_log.log,
         evaluate=evaluate,
         save_pretrained=save_pretrained,

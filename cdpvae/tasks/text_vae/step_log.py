@@ -102,7 +102,7 @@ class StepLog:
         line = f"step {step}/{self.total_steps}  loss {figures['total']:.4f}  "
         line += f"recon {figures['recon']:.4f}"
         if "kl_raw" in figures:
-            line += f"  kl_raw {figures['kl_raw']:.2f}  beta {schedule.beta:.2f}"
+            line += f"  kl_raw {figures['kl_raw']:.2f}  beta {self._beta(schedule.beta)}"
         if "bow" in figures:
             line += f"  bow {figures['bow']:.4f}"
         if "kl_raw" in figures:
@@ -112,6 +112,10 @@ class StepLog:
             f"mfu {speed.mfu:.1%}  peak {speed.peak_memory_bytes / 2**30:.2f} GiB"
         )
         self.telemetry.say(line)
+
+    def _beta(self, beta: float) -> str:
+        """Write beta; one that a controller moves may be far below 0.01."""
+        return f"{beta:.2f}" if self.settings.loss.rate_target is None else f"{beta:.3g}"
 
     def _beta_elbo(self, logged: LoggedStep) -> float:
         """Return the weight of the KL in nats per sequence, where an ELBO would have 1."""
