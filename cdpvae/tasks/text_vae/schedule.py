@@ -8,6 +8,7 @@ from cdpvae.batch import StepSchedule
 from cdpvae.collapse import AdaptiveInterventionScheduler
 from cdpvae.config import Settings
 from cdpvae.data import StepBatch
+from cdpvae.latents import family_of
 from cdpvae.loss import CyclicalAnnealingSchedule, build_rate_controller
 from cdpvae_kernels import Stream, philox
 
@@ -60,7 +61,7 @@ class Schedule:
 def _annealed(settings: Settings, total_steps: int) -> Callable[[int], float]:
     """Return beta as a function of the step. Raises ValueError for fewer steps than cycles."""
     # Without a latent there is no KL, and nothing that a short run would miss.
-    if settings.model.latent.kind == "none":
+    if not family_of(settings.model).reads_text:
         return lambda step: 0.0
     loss = settings.loss
     if total_steps < loss.beta_cycles:
