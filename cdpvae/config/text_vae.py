@@ -137,4 +137,12 @@ class ModelConfig(Group):
             )
         if not self.lora_target_modules:
             raise ValueError("lora_target_modules=[] must name at least one projection")
+        # The noise of dropout has a variance too: measured, it held the rate in training alone.
+        dropout = max(self.encoder_dropout, self.pooling_dropout)
+        if getattr(self.latent, "posterior", None) == "batch_norm" and dropout:
+            raise ValueError(
+                f"posterior='batch_norm' with encoder_dropout={self.encoder_dropout} and "
+                f"pooling_dropout={self.pooling_dropout}: their noise would be normalised to the "
+                "rate, whatever the texts; set both to 0"
+            )
         return self

@@ -5,12 +5,14 @@ is held is the rate, not that z says anything: the cost of a shuffled z tells th
 
 - `batch_norm` (Zhu et al. 2020, "A Batch Normalized Inference Network Keeps the KL Vanishing Away",
   section 3): mu is normalised over the rows, then has standard deviation gamma. The mean over these
-  rows of mu^2/2 is at least gamma^2/2 =: rate, and the KL is never below mu^2/2.
+  rows of mu^2/2 is at least gamma^2/2 =: rate, and the KL is never below mu^2/2. It is a statement
+  about the rows of a training batch; with running averages it holds as far as these are right.
 - `delta` (Razavi et al. 2019, "Preventing Posterior Collapse with delta-VAEs", section 2, for a
   prior without structure): the variance stays below the v < 1 with (v - 1 - log v)/2 = rate, which
   is the KL at mu = 0, so that every row has at least the rate.
 - `mu_forcing` (Liu et al. 2019, "mu-Forcing: Training Variational Recurrent Autoencoders for Text
-  Generation"): a penalty of max(0, rate x Z - mean over rows of |mu|^2/2).
+  Generation"): a penalty of max(0, rate x Z - mean over rows of |mu|^2/2), with weight 1. It gives
+  way where the KL's weight a nat is above that.
 
 Means over rows are those of one rank's micro-batch, the augmented views included.
 

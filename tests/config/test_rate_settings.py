@@ -9,8 +9,11 @@ from cdpvae.config import SettingsError, parse_settings
 TARGET = {"rate_target": 8.0, "free_bits": 0.0}
 
 
+UNDROPPED = {"encoder_dropout": 0.0, "pooling_dropout": 0.0}
+
+
 def latent(**settings) -> dict:
-    return {"latent": {"kind": "gaussian", **settings}}
+    return {"latent": {"kind": "gaussian", **settings}, **UNDROPPED}
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,15 @@ def latent(**settings) -> dict:
         (
             {"model": latent(posterior="delta", committed_rate=5.0)},
             ["committed_rate=5.0", "logvar_clamp=10.0", "4.50"],
+        ),
+        (
+            {
+                "model": {
+                    **latent(posterior="batch_norm", committed_rate=0.1),
+                    "pooling_dropout": 0.1,
+                }
+            },
+            ["'batch_norm'", "pooling_dropout=0.1", "set both to 0"],
         ),
         (
             {"model": latent(posterior="batch_norm", committed_rate=0.2), "loss": TARGET},

@@ -26,7 +26,8 @@ D, Z = 12, 6
 def family(posterior: str, rate: float) -> Gaussian:
     torch.manual_seed(0)
     latent = GaussianConfig(latent_dim=Z, posterior=posterior, committed_rate=rate)
-    return Gaussian.of(ModelConfig(latent=latent, vae_hidden_dim=8, encoder_dropout=0.0), D)
+    settings = {"vae_hidden_dim": 8, "encoder_dropout": 0.0, "pooling_dropout": 0.0}
+    return Gaussian.of(ModelConfig(latent=latent, **settings), D)
 
 
 def pooled(rows: int, scale: float = 1.0) -> torch.Tensor:

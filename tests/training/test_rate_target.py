@@ -76,12 +76,14 @@ def resumed(small_settings, tmp_path_factory) -> dict[str, Path]:
     settings = merged(
         small_settings,
         model={
+            "encoder_dropout": 0.0,
+            "pooling_dropout": 0.0,
             "latent": {
                 "kind": "gaussian",
                 "latent_dim": 8,
                 "posterior": "batch_norm",
                 "committed_rate": 0.1,
-            }
+            },
         },
         loss={"free_bits": 0.0, "rate_target": 3.0},
         training={"max_steps": STEPS},

@@ -8,7 +8,6 @@ from cdpvae.batch import StepSchedule
 from cdpvae.collapse import AdaptiveInterventionScheduler
 from cdpvae.config import Settings
 from cdpvae.data import StepBatch
-from cdpvae.latents import family_of
 from cdpvae.loss import CyclicalAnnealingSchedule, build_rate_controller
 from cdpvae_kernels import Stream, philox
 
@@ -60,10 +59,10 @@ class Schedule:
 
 def _annealed(settings: Settings, total_steps: int) -> Callable[[int], float]:
     """Return beta as a function of the step. Raises ValueError for fewer steps than cycles."""
-    # Without a latent there is no KL, and nothing that a short run would miss.
-    if not family_of(settings.model).reads_text:
-        return lambda step: 0.0
+    # Without a weight, and so without a latent, there are no cycles that a short run would lack.
     loss = settings.loss
+    if loss.beta_max == 0:
+        return lambda step: 0.0
     if total_steps < loss.beta_cycles:
         raise ValueError(
             f"beta_cycles={loss.beta_cycles} in a run of {total_steps} steps: every cycle needs a "
