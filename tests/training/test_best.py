@@ -115,7 +115,7 @@ def stopped(settings, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("stopped")
     done = train("python", 1, settings, root, *CONSTANT)
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [text for text in done.stdout.splitlines() if "stopped" in text]
+    (line,) = [text for text in done.stdout.splitlines() if ": stopped: " in text]
     assert line == (
         "step 4: stopped: no gain in +rows for 3 evaluations (best 8.0000, step 1; "
         "training.stop_after_no_gain=3)"

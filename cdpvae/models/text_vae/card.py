@@ -106,8 +106,9 @@ def _counts(counts: Mapping[str, Any] | None) -> str:
 def _settings(config: ModelConfig, settings: Settings | None) -> str:
     """Return the network's settings, and of the run those that are not the default."""
     rows = {f"model.{key}": v for key, v in by_key(config.model_dump(mode="json")).items()}
-    if Path(config.backbone).is_dir():
-        rows["model.backbone"] = Path(config.backbone).name
+    for key in ("model.backbone", "model.tokenizer"):
+        if rows[key] is not None and Path(rows[key]).is_dir():
+            rows[key] = Path(rows[key]).name
     if settings is not None:
         default = by_key(json.loads(Settings().dump()))
         for key, value in by_key(json.loads(settings.dump())).items():
