@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from cdpvae.training.distributed import World, share_statistics
 from cdpvae.training.engine import build_engine, resolve_ds_config
 from cdpvae.training.loop import RunContext, Trainer
 from cdpvae.training.random_state import seed_everything
-from cdpvae.training.task import Observed, Stateful, Task
+from cdpvae.training.task import Direction, Evaluated, Observed, Stateful, Task
 from cdpvae.training.telemetry import Telemetry
 from cdpvae_kernels import describe
 
@@ -123,19 +124,26 @@ def build_task(
         def adapt(figures: Mapping[str, float]) -> None:
             rate_control.observe(figures["kl_raw"])
 
-    def save_pretrained(directory: Path) -> None:
-        model.save_pretrained(directory)
+    def save_pretrained(directory: Path, evaluated: Evaluated | None) -> None:
+        known = {} if evaluated is None else asdict(evaluated)
+        counts = splits["train"].manifest["counts"] if "train" in splits else None
+        card = {"settings": settings, "counts": counts, **known}
+        model.save_pretrained(directory, model_card_kwargs=card)
         tokenizer.save_pretrained(directory / "tokenizer")
 
     # Evaluation on held-out rows, where there are any.
     evaluate = None
+    directions: Callable[[], Mapping[str, Direction]] = dict
     if settings.training.eval_rows and "validation" in splits:
         batches, samples = evaluation_rows(settings, world, splits["validation"])
         validation = Validation(settings, world, model, tokenizer, telemetry, batches, samples)
 
-        def evaluate(step: int) -> None:
-            validation.evaluate(step)
+        def evaluate(step: int) -> dict[str, float]:
+            figures = validation.evaluate(step)
             step_log.meter.restart()
+            return figures
+
+        directions = validation.directions
 
     # The names of stateful parts are those under which checkpoints hold them.
     return Task(
@@ -150,6 +158,7 @@ def build_task(
         adapt=adapt,
         log=step_log.log,
         evaluate=evaluate,
+        directions=directions,
         save_pretrained=save_pretrained,
     )
 
