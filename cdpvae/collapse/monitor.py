@@ -78,8 +78,9 @@ class CollapseMetrics:
         """Whether weights may relax: nothing missed, or z used well whatever its posterior."""
         if self.level == Level.NONE:
             return True
-        used = self.use is not None and self.use.counts
-        return used and self.level == Level.MILD and not self.use.is_doubtful
+        if self.use is None or not self.use.counts:
+            return False
+        return self.level == Level.MILD and not self.use.is_doubtful
 
     def __getitem__(self, name: str) -> float:
         """Return one figure of the family's health."""
