@@ -41,7 +41,7 @@ class AdaptiveInterventionScheduler:
 
     A mild collapse multiplies the two loss weights by `mild_factor` (1.1), a moderate one by
     `moderate_factor` (1.3), and the word dropout by `moderate_dropout_factor` (0.8); a severe one
-    sets all three to their bounds. A check without collapse relaxes them by `relaxation_rate` of
+    sets all three to their bounds. A healthy check relaxes them by `relaxation_rate` of
     the way back to their defaults. No weight passes its bound or, relaxing, its default; a default
     beyond its bound is never moved, and a loss weight of 0 stays 0.
 
@@ -101,9 +101,9 @@ class AdaptiveInterventionScheduler:
     def intervene(self, metrics: CollapseMetrics) -> Intervention:
         """Move the weights once, after a check.
 
-        A level that `patience` has not confirmed yet changes nothing.
+        A level that does not count, or that `patience` has not confirmed yet, changes nothing.
         """
-        if metrics.level == Level.NONE:
+        if metrics.is_healthy:
             self._relax()
         elif metrics.is_collapsing:
             self._push(metrics.level)

@@ -2,6 +2,7 @@
 
 A check gives a level: mild (one threshold missed), moderate (two or more) or severe (below a severe
 threshold). An intervention moves the weights by that level; a healthy check moves them back.
+With `watch_use` the measured use of z comes first; docs/collapse.md has the table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,25 @@ class CollapseConfig(Group):
     check_every: int = Field(default=20, ge=1, description="optimizer steps between checks")
     patience: int = Field(default=2, ge=1, description="checks in a row before an intervention")
     window_rows: int = Field(default=1024, ge=2, description="posteriors kept, from all ranks")
+    # The use of z: what the decoder loses on held-out rows when z is another row's.
+    watch_use: bool = Field(
+        default=False, description="judge first by the measured use of z on validation rows"
+    )
+    use_rows: int = Field(
+        default=16, ge=2, description="validation rows decoded twice at a check, by all ranks"
+    )
+    use_window_rows: int = Field(
+        default=256, ge=2, description="rows over which the use is averaged"
+    )
+    min_use_share: float = Field(
+        default=0.1, ge=0, le=1, description="least healthy use of z as a share of the KL"
+    )
+    min_use: float = Field(
+        default=0.3, ge=0, description="least healthy use of z whatever the KL, nats per sequence"
+    )
+    grace_ratio: float = Field(
+        default=1 / 3, ge=0, le=1 / 3, description="share of the steps before the use is judged"
+    )
     # Thresholds: active units (Burda et al. 2016), mutual information of text and z, KL.
     au_variance: float = Field(
         default=0.01, gt=0, description="a unit is active above this variance of mu"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from cdpvae.collapse import AdaptiveInterventionScheduler, CollapseMetrics, CollapseMonitor
 from cdpvae.config import CollapseConfig
+from cdpvae.tasks.text_vae.use_probe import PassTimes, UseProbe
 from cdpvae.training.distributed import all_gather_rows
 from cdpvae.training.task import Observed
 from cdpvae.training.telemetry import Telemetry
@@ -18,6 +20,8 @@ class CollapseControl:
     monitor: judges the latent's health.
     interventions: holds the weights that a check may move.
     telemetry: takes lines and scalars.
+    probe: measures the use of z where the monitor watches it.
+    last_step: of this process; after it the time of the probe is told.
     """
 
     def __init__(
@@ -26,14 +30,27 @@ class CollapseControl:
         monitor: CollapseMonitor,
         interventions: AdaptiveInterventionScheduler,
         telemetry: Telemetry,
+        probe: UseProbe | None = None,
+        last_step: int = 0,
     ) -> None:
         self.config, self.monitor = config, monitor
         self.interventions, self.telemetry = interventions, telemetry
+        self.probe, self.last_step, self.times = probe, last_step, PassTimes()
 
     def observe(self, step: int, observed: list[Observed]) -> None:
         """Take in the codes of one optimizer step, a mapping a micro-batch; check when due."""
         if not self.config.enable_collapse_monitoring:
             return
+        self.times.step_ends()
+        self._take_in(observed)
+        if step % self.config.check_every == 0:
+            self._check(step)
+        if self.probe is not None and step == self.last_step:
+            self.telemetry.say(self.times.describe(self.config.check_every))
+        self.times.step_begins()
+
+    def _take_in(self, observed: list[Observed]) -> None:
+        """Show the monitor the codes of all ranks."""
         # Gather the codes of every micro-batch from all ranks.
         code_type = self.monitor.family.code_type
         names = code_type.names()
@@ -42,10 +59,16 @@ class CollapseControl:
             for tensors in observed
         ]
         self.monitor.add(code_type.concat(codes))
-        if step % self.config.check_every:
-            return
+
+    def _check(self, step: int) -> None:
+        """Measure the use of z where it is watched, judge, and intervene."""
+        window = self.monitor.use
+        if self.probe is not None and window is not None:
+            began = time.perf_counter()
+            window.add(*self.probe.measure(window.next_row))
+            self.times.passes.append(time.perf_counter() - began)
         # Judge, intervene, and say so where it collapses.
-        metrics = self.monitor.check()
+        metrics = self.monitor.check(step)
         line = f"step {step}: {metrics}"
         if self.config.collapse_interventions:
             line += f" -> {self.interventions.intervene(metrics)}"
@@ -59,6 +82,7 @@ class CollapseControl:
         moved = self.interventions
         scalars: dict[str, Any] = {
             **metrics.health,
+            **({} if metrics.use is None else metrics.use.figures()),
             "level": int(metrics.level),
             "bow_weight": moved.bow_weight,
             "contrastive_weight": moved.contrastive_weight,

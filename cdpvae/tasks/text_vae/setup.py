@@ -31,6 +31,7 @@ from cdpvae.tasks.text_vae.loading import (
 from cdpvae.tasks.text_vae.module import TrainingModule
 from cdpvae.tasks.text_vae.schedule import Schedule
 from cdpvae.tasks.text_vae.step_log import StepLog, gradient_norms
+from cdpvae.tasks.text_vae.use_probe import watched_use
 from cdpvae.tasks.text_vae.validation import Validation
 from cdpvae.training.checkpoint import CheckpointManager
 from cdpvae.training.distributed import World, share_statistics
@@ -102,8 +103,14 @@ def build_task(
     """
     # What watches the training, and what writes it down.
     model = module.model
-    monitor = CollapseMonitor(model.latent, settings.collapse)
-    control = CollapseControl(settings.collapse, monitor, interventions, telemetry)
+    window, probe, line = watched_use(settings, world, model, splits.get("validation"), total_steps)
+    if line:
+        telemetry.say(line)
+    monitor = CollapseMonitor(model.latent, settings.collapse, window)
+    last_step = min(total_steps, settings.training.stop_after or total_steps)
+    control = CollapseControl(
+        settings.collapse, monitor, interventions, telemetry, probe, last_step
+    )
     step_log = StepLog(settings, world, model, telemetry, total_steps)
 
     def observe(step: int, step_batch: StepBatch, observed: list[Observed]) -> None:
