@@ -48,6 +48,7 @@ class AttentionProbe:
             keys = key[start:stop]
             if prefix is not None:
                 keys = torch.cat((prefix[0][row].transpose(0, 1).to(keys.dtype), keys))
+            # The prefix stands first, then the prompts: both were made of z.
             carriers = self.num_prompts + packing.prefix_len
             weights = attention_weights(query[start:stop], keys, scaling)
             # The prompts' own positions and the last token predict nothing.
@@ -62,9 +63,11 @@ def attention_weights(query: Tensor, key: Tensor, scaling: float) -> Tensor:
     query (T, H, F): of the row's positions. key (S, K, F): the last belongs to the last query.
     scaling: what scores are multiplied by before the softmax.
     """
+    # In fp32 at least: shares of many positions add up.
     queries = query.to(torch.promote_types(query.dtype, torch.float32)).transpose(0, 1)
     keys = key.to(queries.dtype).repeat_interleave(query.shape[1] // key.shape[1], 1)
     scores = scaling * (queries @ keys.permute(1, 2, 0))
+    # A query sees itself and what stands before it.
     visible = causal_mask(query.shape[0], key.shape[0], query.device)
     return scores.masked_fill(~visible, -torch.inf).softmax(-1)
 

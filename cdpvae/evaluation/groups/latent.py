@@ -75,6 +75,7 @@ def measure_latent(
 
 def marginal_gaps(encoded: EncodedRows) -> list[float] | None:
     """Return KL(p(z_d) || q(z_d)) of every dimension in nats; None where it is not known."""
+    # One point tells whether the family knows densities of single dimensions.
     latent, code = encoded.model.latent, encoded.code
     point = torch.zeros(1, dtype=torch.float64)
     known = latent.log_q_of_dim(point, 0, code) is not None
@@ -95,6 +96,7 @@ def marginal_gaps(encoded: EncodedRows) -> list[float] | None:
 def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
     """Return KL, active units, mutual information, marginal KL and effective rank."""
     rows, dims = measured.rows, latent.flat_dim
+    # All of these are over the same rows.
     figures = []
 
     def add(
@@ -132,6 +134,7 @@ def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
             gap = measured.rate - shared.lower
             note = f"too large where MI is near its cap of {shared.cap:.2f}"
             add("marginal KL", gap, "nats", "KL - MI, lower", note=note)
+    # How many directions the codes spread over.
     how = "entropy of the singular values of mu (Roy & Vetterli 2007)"
     add("effective rank", measured.effective_rank, "dimensions", how, cap=float(min(dims, rows)))
     return figures
@@ -139,6 +142,7 @@ def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
 
 def _covered_figure(marginals: list[float], rows: int) -> Figure:
     """Return CU, the number of dimensions whose aggregate covers the prior."""
+    # Of an aggregate of few rows the mixture is rough, and fewer dimensions pass.
     covered = sum(gap < COVERED_KL for gap in marginals)
     return Figure(
         name="covered units (CU)",
@@ -154,6 +158,7 @@ def _covered_figure(marginals: list[float], rows: int) -> Figure:
 def _joint_figures(encoded: EncodedRows, seed: int) -> list[Figure]:
     """Return the KL of the prior to the aggregate, and the share of the prior in its holes."""
     latent, code = encoded.model.latent, encoded.code
+    # Each row is measured against the others, so that one alone has no distance.
     if encoded.num_rows < 2 or latent.log_q(encoded.z[:1], code) is None:
         return []
 
@@ -167,6 +172,7 @@ def _joint_figures(encoded: EncodedRows, seed: int) -> list[Figure]:
     prior = latent.prior.sample(PRIOR_DRAWS, noise)
     gap = prior_to_aggregate(latent.prior.log_prob, log_q, prior)
     share = share_in_holes(log_q, prior, encoded.z, HOLE_QUANTILE)
+    # Both depend on how many rows the aggregate has, and say so.
     of = f"aggregate of {encoded.num_rows} rows"
     return [
         mean_figure(

@@ -44,6 +44,7 @@ class TextCounts:
     @classmethod
     def of(cls, encoded: EncodedRows, decode: Callable[[list[int]], str]) -> TextCounts:
         """Count the rows' responses. decode: turns token ids into text without special ids."""
+        # The end of a text is a target like any other, and so it is counted as a word.
         texts = [decode(ids) for ids in encoded.responses]
         counts = (
             [len(ids) - 1 for ids in encoded.responses],
@@ -77,6 +78,7 @@ class TextCounts:
 
     def rates(self, of: str, nats: Tensor, note: str = "") -> list[Figure]:
         """Return bits per byte and perplexity per token and word of nats (N,), named after `of`."""
+        # A byte is the one unit that no tokenizer changes.
         figures = [
             ratio_figure(
                 f"bits per byte, {of}",
@@ -87,6 +89,7 @@ class TextCounts:
                 note=note,
             )
         ]
+        # Perplexities, per unit of text.
         for unit, counts in (("token", self.tokens), ("word", self.words)):
             ratio = ratio_figure("", nats, counts, "", "", note=note)
             value = float(torch.tensor(ratio.value, dtype=torch.float64).exp())
@@ -153,7 +156,8 @@ def measure_likelihood(
             weighted = running[:, -1]
             figures += _weighted_figures(weights, total[chosen])
             figures += counts.select(chosen).rates("IW-NLL", weighted)
-            steps = [k for k in _steps(iw_samples)]
+            # How far the estimate still falls says whether k is large enough.
+            steps = _steps(iw_samples)
             series["IW-NLL by samples: samples"] = [float(k) for k in steps]
             series["IW-NLL by samples"] = [float(running[:, k - 1].mean()) for k in steps]
     else:
@@ -198,9 +202,11 @@ def row_log_weights(
     samples: K.
     progress: told a line for every tenth of the rows.
     """
+    # Weights are ratios of densities; not every family has them.
     latent = encoded.model.latent
     if latent.log_q(encoded.z[:1], encoded.code.rows(0, 1)) is None:
         return None
+    # Row by row: copies of one row have one length, so that packing them wastes nothing.
     every, weights = max(1, encoded.num_rows // 10), []
     for row in range(encoded.num_rows):
         if row % every == 0:
@@ -224,6 +230,7 @@ def row_log_weights(
 
 def _bound_figures(encoded: EncodedRows, nll: Tensor, kl: Tensor | None) -> list[Figure]:
     """Return -ELBO, the two NLLs and the KL of every row; nll (N,) is that from z ~ q."""
+    # Without noise: what the decoder makes of the single best z.
     mean = encoded.nll(encoded.model.latent.mean(encoded.code))
     figures = [
         mean_figure("NLL from z ~ q", nll, NATS, "one draw a row"),
@@ -237,6 +244,7 @@ def _bound_figures(encoded: EncodedRows, nll: Tensor, kl: Tensor | None) -> list
 
 def _weighted_figures(weights: Tensor, bound: Tensor) -> list[Figure]:
     """Return IW-NLL of weights (N, K), beside the bound (N,) of the same rows."""
+    # The bound is measured on the same rows, so that the gap is not one between rows.
     samples = weights.shape[1]
     value = -running_log_mean(weights)[:, -1]
     how = f"importance weighted, k = {samples} (Burda et al. 2016)"
@@ -279,6 +287,7 @@ def _nll_without_z(
 
 def _check(baseline: OpenedRun | None, iw_rows: int | None, iw_samples: int) -> None:
     """Raise ValueError for what cannot be measured."""
+    # Before anything is computed.
     if iw_samples < 1 or (iw_rows is not None and iw_rows < 1):
         raise ValueError(
             f"iw_rows={iw_rows} and iw_samples={iw_samples} must be at least 1; IW-NLL is a mean"

@@ -98,6 +98,7 @@ def other_rows(num_rows: int, *, seed: int) -> Tensor:
         raise ValueError(
             f"{num_rows} row has no other row to take z from; evaluate at least two rows"
         )
+    # Each row in the random order gets the z of the next one, the last that of the first.
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).index_copy_(0, order, order.roll(-1))
 
@@ -111,6 +112,7 @@ def replacements(
     donor (N,): for every row the row whose z it gets.
     seed: of the prior draws.
     """
+    # The same prior draws as in the z-use test of the narrow commands.
     noise = KeyedNoise(seed, Stream.PRIOR, encoded.sample_index, 0)
     prior = encoded.model.latent.prior.sample(encoded.num_rows, noise)
     return {
@@ -138,6 +140,7 @@ def unit_costs(
     for unit in range(units):
         if unit % max(1, units // 10) == 0:
             progress(f"unit {unit} of {units} replaced in {encoded.num_rows} rows")
+        # Only this unit changes: the rest of z stays the row's own.
         z = encoded.z.clone()
         z[:, unit] = other[:, unit]
         costs.append(encoded.nll(z) - own)
@@ -146,8 +149,10 @@ def unit_costs(
 
 def _unit_figures(cost: Tensor, unit: str) -> list[Figure]:
     """Return the largest, the sum and the number of used ones of costs (N, F)."""
+    # Which one is largest is itself read off the estimates.
     mean, how = cost.mean(0), f"each {unit} alone from another row; paired by row"
     largest = int(mean.argmax())
+    # The others need not be useless: they may stand in for each other.
     used = int((mean > USED_COST).sum())
     return [
         mean_figure(

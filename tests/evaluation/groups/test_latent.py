@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 
 from cdpvae.config import NoLatentConfig
 from cdpvae.evaluation.groups.latent import measure_latent
