@@ -61,6 +61,11 @@ class EncodedRows:
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(self.num_rows, generator=generator)[:count].sort().values
 
+    def kl(self) -> Tensor | None:
+        """Return KL(q(z|x) || p(z)) of each row -> (N,) fp64 nats; None for a family without."""
+        rate = self.model.latent.penalties(self.code.to(torch.float64)).get("kl")
+        return None if rate is None else rate.reshape(self.num_rows, -1).sum(1)
+
     def nll(self, z: Tensor) -> Tensor:
         """Return -log p(response | z) of each row -> (N,) fp64 nats. z (N, *latent.shape)."""
         step = self.rows_per_batch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
-from cdpvae.evaluation.estimates import mean_figure
+from cdpvae.evaluation.estimates import mean_figure, standard_error
 from cdpvae.evaluation.figures import Figure, FigureGroup
 from cdpvae.evaluation.latents import LatentFigures, measure_code, require_latent
 from cdpvae.latents import GeneratorNoise, Latent
@@ -53,7 +53,7 @@ def measure_latent(
     progress(f"codes of {encoded.num_rows} rows")
     latent, code = encoded.model.latent, encoded.code.to(torch.float32)
     measured = measure_code(latent, code, seed=seed)
-    figures, notes = _code_figures(latent, measured), []
+    figures, notes = _code_figures(latent, measured, encoded.kl()), []
     series = {"variance of mu per dimension": measured.variance.tolist()}
     if measured.rate_per_dim.numel():
         series["KL per dimension"] = measured.rate_per_dim.tolist()
@@ -93,8 +93,11 @@ def marginal_gaps(encoded: EncodedRows) -> list[float] | None:
     return [gap(dim) for dim in range(latent.flat_dim)]
 
 
-def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
-    """Return KL, active units, mutual information, marginal KL and effective rank."""
+def _code_figures(latent: Latent, measured: LatentFigures, kl: Tensor | None) -> list[Figure]:
+    """Return KL, active units, mutual information, marginal KL and effective rank.
+
+    latent: the family. measured: what was measured of N rows. kl (N,): of each, where it is known.
+    """
     rows, dims = measured.rows, latent.flat_dim
     # All of these are over the same rows.
     figures = []
@@ -106,6 +109,7 @@ def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
         estimator: str,
         cap: float | None = None,
         note: str = "",
+        error: float | None = None,
     ) -> None:
         figure = Figure(
             name=name,
@@ -113,6 +117,7 @@ def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
             unit=unit,
             estimator=estimator,
             rows=rows,
+            standard_error=error,
             cap=cap,
             note=note,
         )
@@ -120,16 +125,19 @@ def _code_figures(latent: Latent, measured: LatentFigures) -> list[Figure]:
 
     # What is spent, and in how many dimensions.
     if measured.rate_per_dim.numel():
-        add("KL", measured.rate, "nats per sequence", "closed form")
+        error = None if kl is None else standard_error(kl)
+        add("KL", measured.rate, "nats per sequence", "closed form", error=error)
     for threshold, count in measured.active_units.items():
         name, how = f"active units at {threshold:g}", f"variance of mu over rows > {threshold:g}"
         add(name, float(count), "dimensions", how, cap=float(dims))
     # What texts and codes share.
     if (shared := measured.information) is not None:
-        lower = "one draw a row, mixture of all rows"
-        add("MI, lower", shared.lower, "nats", lower, cap=shared.cap, note="cap is log N")
+        how, error = "one draw a row, mixture of all rows", shared.lower_error
+        note = "cap is log N"
+        add("MI, lower", shared.lower, "nats", how, cap=shared.cap, note=note, error=error)
         note = "overshoots where posteriors are further apart than N rows can tell"
-        add("MI, upper", shared.upper, "nats", "one draw a row, mixture of the others", note=note)
+        how, error = "one draw a row, mixture of the others", shared.upper_error
+        add("MI, upper", shared.upper, "nats", how, note=note, error=error)
         if measured.rate_per_dim.numel():
             gap = measured.rate - shared.lower
             note = f"too large where MI is near its cap of {shared.cap:.2f}"

@@ -6,6 +6,7 @@ Legend: N rows, K draws of a row.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,6 @@ from cdpvae.latents.importance import effective_samples, log_weights, running_lo
 from cdpvae_kernels import Stream
 
 NATS = "nats per sequence"
-LN2 = 0.6931471805599453
 # Importance weights must not use again the draw that -ELBO is made of.
 WEIGHTS_EPOCH = EVALUATION_EPOCH + 1
 NO_LATENT = "the model has no latent: its NLL is exact, and there is no ELBO, KL or IW-NLL"
@@ -82,7 +82,7 @@ class TextCounts:
         figures = [
             ratio_figure(
                 f"bits per byte, {of}",
-                nats / LN2,
+                nats / math.log(2),
                 self.size,
                 "bits per byte",
                 f"sum of {of} over {int(self.size.sum())} bytes",
@@ -92,8 +92,8 @@ class TextCounts:
         # Perplexities, per unit of text.
         for unit, counts in (("token", self.tokens), ("word", self.words)):
             ratio = ratio_figure("", nats, counts, "", "", note=note)
-            value = float(torch.tensor(ratio.value, dtype=torch.float64).exp())
-            # To first order, the error of an exponential is the error times the value.
+            value = math.exp(min(ratio.value, 700.0))
+            # No float holds more than exp(709). To first order, the error of an exponential is the error times the value.
             error = None if ratio.standard_error is None else value * ratio.standard_error
             figures.append(
                 dataclasses.replace(
@@ -140,7 +140,7 @@ def measure_likelihood(
     nll = encoded.nll(encoded.z)
     total, title, chosen, weighted = nll, "NLL", None, None
     if encoded.model.latent.reads_text:
-        kl = row_kl(encoded)
+        kl = encoded.kl()
         title = "NLL from z ~ q" if kl is None else "-ELBO"
         total = nll if kl is None else nll + kl
         figures += _bound_figures(encoded, nll, kl)
@@ -184,12 +184,6 @@ def measure_likelihood(
             for what, gap in pairs.items()
         ]
     return FigureGroup(name="likelihood", figures=figures, series=series, notes=notes)
-
-
-def row_kl(encoded: EncodedRows) -> Tensor | None:
-    """Return KL(q(z|x) || p(z)) of each row -> (N,) fp64 nats; None for a family without one."""
-    rate = encoded.model.latent.penalties(encoded.code.to(torch.float64)).get("kl")
-    return None if rate is None else rate.reshape(encoded.num_rows, -1).sum(1)
 
 
 def row_log_weights(
@@ -249,7 +243,9 @@ def _weighted_figures(weights: Tensor, bound: Tensor) -> list[Figure]:
     value = -running_log_mean(weights)[:, -1]
     how = f"importance weighted, k = {samples} (Burda et al. 2016)"
     return [
-        mean_figure("IW-NLL", value, NATS, how, note="an upper bound, tighter as k grows"),
+        mean_figure(
+            "IW-NLL", value, NATS, how, note="an upper bound in expectation, tighter as k grows"
+        ),
         mean_figure("-ELBO on the rows of IW-NLL", bound, NATS, "one draw a row"),
         mean_figure("-ELBO minus IW-NLL", bound - value, NATS, "paired by row"),
         mean_figure(
@@ -258,7 +254,7 @@ def _weighted_figures(weights: Tensor, bound: Tensor) -> list[Figure]:
             "draws",
             "(sum w)^2 / sum w^2",
             cap=float(samples),
-            note="near 1, one draw decides: raise k",
+            note="near 1, one draw decides and IW-NLL lies far above -log p(x): raise k",
         ),
     ]
 

@@ -36,6 +36,9 @@ def test_an_aggregate_that_is_the_prior(make_model, monkeypatch):
     for name in ("MI, lower", "MI, upper"):
         assert group[name].value == pytest.approx(3 * math.log(2), rel=0.15)
     assert group["MI, lower"].value <= group["MI, lower"].cap == pytest.approx(math.log(1500))
+    # Spread over rows: of the KL it is that of |mu|^2 / 2, a chi-squared of 6 degrees times 1/4.
+    assert group["KL"].standard_error == pytest.approx(12**0.5 / 4 / 1500**0.5, rel=0.1)
+    assert 0 < group["MI, lower"].standard_error < 0.1
     gap = group["KL"].value - group["MI, lower"].value
     assert group["marginal KL"].value == pytest.approx(gap)
     assert group["covered units (CU)"].value == 6 == group["covered units (CU)"].cap
