@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.verdicts import Likelihoods, Verdict
-from cdpvae.latents import MutualInformation
+from cdpvae.latents import Code, Latent, MutualInformation
 from cdpvae.latents.base import variance_over_rows
 from cdpvae.metrics import effective_rank, pairwise_similarities
 
@@ -49,32 +49,43 @@ class LatentFigures:
 @torch.no_grad()
 def measure_latents(opened: OpenedRun, rows: RowSelection) -> LatentFigures:
     """Encode rows and measure their codes. Raises ValueError for a model without a latent."""
-    model = opened.model
-    if not model.latent.reads_text:
-        raise ValueError(
-            f"checkpoint={str(opened.checkpoint)!r} was trained without a latent; there is nothing "
-            "to check"
-        )
+    require_latent(opened)
     # Encode every row; figures are computed over all rows at once, on the CPU.
+    model = opened.model
     codes = [
         model.infer(batch.instruction.to(model.device)).to(torch.float32, "cpu")
         for batch in opened.rows(rows)
     ]
-    code = type(codes[0]).concat(codes)
+    return measure_code(model.latent, type(codes[0]).concat(codes), seed=0)
+
+
+def require_latent(opened: OpenedRun) -> None:
+    """Raise ValueError for a model without a latent."""
+    if not opened.model.latent.reads_text:
+        raise ValueError(
+            f"checkpoint={str(opened.checkpoint)!r} was trained without a latent; there is nothing "
+            "to check"
+        )
+
+
+def measure_code(latent: Latent, code: Code, *, seed: int) -> LatentFigures:
+    """Measure the code of N rows on the CPU. seed: of the draws of the mutual information."""
     # Measure the vectors, and the rate in fp64.
-    vectors = model.latent.flat(code)
-    rate = model.latent.penalties(code.to(torch.float64)).get("kl")
+    vectors = latent.flat(code)
+    rate = latent.penalties(code.to(torch.float64)).get("kl")
     mean_cosine, max_cosine, mean_distance = pairwise_similarities(vectors)
+    # Not every family has dimensions that count as active.
+    active = {
+        threshold: count
+        for threshold in latent.activity_thresholds
+        if (count := latent.active_units(code, threshold)) is not None
+    }
     return LatentFigures(
         rows=code.num_rows,
-        active_units={
-            threshold: count
-            for threshold in model.latent.activity_thresholds
-            if (count := model.latent.active_units(code, threshold)) is not None
-        },
+        active_units=active,
         rate_per_dim=torch.zeros(0) if rate is None else rate.reshape(len(rate), -1).mean(0),
         variance=variance_over_rows(vectors),
-        information=model.latent.information(code, seed=0),
+        information=latent.information(code, seed=seed),
         effective_rank=effective_rank(vectors),
         mean_cosine=mean_cosine,
         max_cosine=max_cosine,

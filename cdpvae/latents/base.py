@@ -135,6 +135,13 @@ class Latent(nn.Module, ABC):
         """
         return None
 
+    def log_q_of_dim(self, points: Tensor, dim: int, code: Code) -> Tensor | None:
+        """Return log q(z_dim = point | x_n) of one number of z, for points (G,) -> (G, N).
+
+        None for a family whose numbers have no density of their own.
+        """
+        return None
+
     def exact_kl(self, code: Code) -> Tensor | None:
         """Return KL(q(z|x) || p(z)) of each row (B,), or None where it has no closed form."""
         return None

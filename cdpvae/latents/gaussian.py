@@ -169,6 +169,10 @@ class Gaussian(Latent):
         """Return log N(z_m; mu_n, var_n) of z (M, Z) and N rows -> (M, N) fp64."""
         return log_density(z, _posterior(code))
 
+    def log_q_of_dim(self, points: Tensor, dim: int, code: Code) -> Tensor:
+        """Return log N(point; mu_n, var_n) of one dimension, for points (G,) -> (G, N) fp64."""
+        return log_density(points[:, None], _posterior(code).map(lambda x: x[:, dim : dim + 1]))
+
     def exact_kl(self, code: Code) -> Tensor:
         """Return KL(q(z|x) || N(0, I)) of each row (B,)."""
         return self.penalties(code)["kl"].sum(1)

@@ -23,12 +23,16 @@ class MutualInformation:
     """I(x; z) in nats from N rows.
 
     `lower` cannot exceed `cap` = log N. `upper` leaves each row out of its own mixture and
-    overshoots once the posteriors are further apart than N rows can tell.
+    overshoots once the posteriors are further apart than N rows can tell. `lower_error` and
+    `upper_error` are their standard errors over rows, None for one row; they leave out that all
+    rows share one mixture.
     """
 
     lower: float
     upper: float
     cap: float
+    lower_error: float | None = None
+    upper_error: float | None = None
 
 
 def information_from_densities(
@@ -53,6 +57,10 @@ def information_from_densities(
             nothing = torch.tensor(-math.inf, dtype=densities.dtype)
             others = densities.index_put((here, start + here), nothing)
             upper.append(own - others.logsumexp(1) + math.log(rows - 1))
-    least = float(torch.cat(lower).mean())
-    most = float(torch.cat(upper).mean()) if upper else least
-    return MutualInformation(least, most, math.log(rows))
+    least = torch.cat(lower)
+    if not upper:
+        return MutualInformation(float(least.mean()), float(least.mean()), math.log(rows))
+    # Of two rows or more the spread over rows is known as well.
+    most = torch.cat(upper)
+    errors = (float(values.std() / math.sqrt(rows)) for values in (least, most))
+    return MutualInformation(float(least.mean()), float(most.mean()), math.log(rows), *errors)

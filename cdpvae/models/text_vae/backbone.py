@@ -131,6 +131,17 @@ class Backbone(nn.Module):
             self._attention = (place, backend)
         return self._attention[1]
 
+    @contextmanager
+    def attending_with(self, backend: AttentionBackend) -> Iterator[None]:
+        """Attend through another backend inside, such as one that also looks at the weights."""
+        before = self._attention
+        weight = self.embedding_weight
+        self._attention = ((weight.device, weight.dtype), backend)
+        try:
+            yield
+        finally:
+            self._attention = before
+
     @property
     def num_states(self) -> int:
         """Hidden states that `encoder_layer: mix` averages: the embedding and every layer."""

@@ -1,0 +1,1 @@
+"""The groups of figures of an evaluation, one question a file."""
