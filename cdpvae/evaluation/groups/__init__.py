@@ -1,0 +1,1 @@
+"""The groups of figures of `cdpvae.evaluate`, one question a file."""
