@@ -35,6 +35,7 @@ PER_ROW = 2
 def html_page(result: Mapping[str, Any]) -> str:
     """Return the page. result: the content of `evaluation.json`."""
     sections = [_section(name, group) for name, group in result["groups"].items()]
+    # What was asked for and is missing is said, not hidden.
     left_out = "".join(
         f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in result["left_out"].items()
     )
@@ -54,6 +55,7 @@ def html_page(result: Mapping[str, Any]) -> str:
 
 def _header(result: Mapping[str, Any]) -> str:
     """Return what was evaluated, against what, and how rows were chosen."""
+    # Likelihoods without a baseline are hard to judge, so the head says whether there is one.
     baseline = result["baseline"]
     beside = f"beside {baseline}" if baseline else "without a baseline"
     notes = "".join(f"<p>{escape(note)}</p>" for note in result["notes"])
@@ -79,6 +81,7 @@ def _section(name: str, group: Mapping[str, Any]) -> str:
 
 def _table(figures: Sequence[Mapping[str, Any]]) -> str:
     """Return the head and a row for each figure."""
+    # A number that was not measured leaves its cell empty.
     head = "".join(f"<th>{name}" for name in COLUMNS)
     rows = []
     for figure in figures:
@@ -140,6 +143,7 @@ def _texts(texts: Sequence[Mapping[str, str]]) -> str:
     """Return examples, folded away."""
     if not texts:
         return ""
+    # Texts keep their line breaks, as they are part of what was written.
     shown = "<hr>".join(
         "".join(
             f"<small>{escape(what)}</small><pre>{escape(text)}</pre>"

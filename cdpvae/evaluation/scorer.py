@@ -21,6 +21,7 @@ class TextScorer:
 
     def __init__(self, directory: str, tokenizer: str, device: torch.device) -> None:
         self.name, self.is_backbone, self._device = directory, False, device
+        # On a CPU half precision is slower, and less exact.
         dtype = torch.float32 if device.type == "cpu" else "auto"
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)
@@ -32,9 +33,8 @@ class TextScorer:
                 f"scorer={directory!r} cannot be loaded: {reason}; give a directory of a causal "
                 "language model with its tokenizer"
             ) from None
-        # `to` of transformers is typed for another class.
-        self._model: torch.nn.Module = model
-        self._model.to(device).eval()
+        # A scorer is never trained, so that dropout is off from here on.
+        self._model = torch.nn.Module.to(model, device).eval()
 
     @classmethod
     def of(cls, opened: OpenedRun, scorer: str | None, backbone: str | None) -> TextScorer:
@@ -48,6 +48,7 @@ class TextScorer:
         """
         if scorer is not None:
             return cls(scorer, scorer, opened.model.device)
+        # The run's own tokenizer: the backbone may bring none.
         directory = backbone or opened.settings.model.backbone
         own = cls(directory, str(opened.checkpoint / "tokenizer"), opened.model.device)
         own.is_backbone = True
@@ -71,18 +72,15 @@ class TextScorer:
         may be cut. Tokens beyond the model's positions are left out.
         """
         nats, tokens = [], []
-        longest = self._longest
-        bos = self._tokenizer.bos_token_id
         for text in texts:
             # One text a pass: no padding, and no attention mask to get wrong.
-            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids = ([] if bos is None else [bos]) + list(ids)
-            row = torch.tensor([ids[:longest]], dtype=torch.long, device=self._device)
+            row = self._row(text)
             count = max(row.shape[1] - 1, 0)
             tokens.append(count)
             if not count:
                 nats.append(0.0)
                 continue
+            # The first token is given; each other one is predicted from those before it.
             logits = self._model(input_ids=row[:, :-1]).logits[0].float()
             nats.append(float(F.cross_entropy(logits, row[0, 1:], reduction="sum")))
         return nats, tokens
@@ -91,17 +89,26 @@ class TextScorer:
     def features(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the last hidden state at the last token of every text -> (texts, D) fp32, CPU."""
         rows = []
-        bos = self._tokenizer.bos_token_id
         for text in texts:
-            ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
-            ids = ([] if bos is None else [bos]) + ids or [self._tokenizer.eos_token_id]
-            row = torch.tensor([ids], dtype=torch.long, device=self._device)
+            row = self._row(text)
+            # A text without a token, for a tokenizer without BOS, is represented by its end.
+            if not row.shape[1]:
+                row = row.new_full((1, 1), self._tokenizer.eos_token_id)
             states = self._model(input_ids=row, output_hidden_states=True).hidden_states
             rows.append(states[-1][0, -1].float().cpu())
         return torch.stack(rows)
 
+    def _row(self, text: str) -> torch.Tensor:
+        """Return BOS, where there is one, and the tokens of a text -> (1, tokens) int64."""
+        # Special tokens of the tokenizer's own choice would add an end here and there.
+        bos = self._tokenizer.bos_token_id
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = ids if bos is None else [bos, *ids]
+        return torch.tensor([ids[: self._longest]], dtype=torch.long, device=self._device)
+
     def perplexity(self, texts: Sequence[str]) -> tuple[float, float | None, int]:
         """Return exp(nats per token) of texts, its standard error, and how many had a token."""
+        # Tokens count, not texts: long texts weigh more.
         nats, tokens = self.nats(texts)
         scored = sum(count > 0 for count in tokens)
         mean, error = ratio_and_error(nats, tokens)

@@ -29,6 +29,7 @@ def ratio_and_error(
     if not total:
         return math.nan, None
     ratio = sum(numerators) / total
+    # Numerator and denominator vary together; the residuals hold both.
     residuals = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
     _, error = mean_and_error(residuals)
     return ratio, None if error is None else error * len(residuals) / total
@@ -45,6 +46,7 @@ def jackknife_errors(
     parts = min(JACKKNIFE_PARTS, rows)
     if parts < 2:
         return None
+    # Rows are dealt in turn, so that no part holds neighbours only.
     left_out = [score([r for r in range(rows) if r % parts != part]) for part in range(parts)]
     # The variance between parts, for each score.
     errors = []

@@ -40,6 +40,7 @@ def measure_interpolation(
 
     Raises ValueError for a model without a latent or fewer than two rows.
     """
+    # Neighbouring rows are the ends of a way.
     means = _means(opened, replace(rows, limit=2 * pairs))
     count = len(means) // 2
     if not count:
@@ -55,6 +56,7 @@ def measure_interpolation(
         written = write(opened, z.flatten(0, 1), rows.rows_per_batch, max_length)
         ways = [written[way::count] for way in range(count)]
         figures += _figures(mode, ways, scorer)
+        # Where on the way texts change most, and some ways to read.
         series[f"BLEU of neighbours by step, {mode}"] = [
             fmean(sentence_bleu(way[step + 1], way[step]) for way in ways)
             for step in range(STEPS - 1)
@@ -77,6 +79,7 @@ def _means(opened: OpenedRun, rows: RowSelection) -> Tensor:
             f"checkpoint={str(opened.checkpoint)!r} was trained without a latent; there is nothing "
             "to walk in"
         )
+    # Means, without noise: a way between two draws would differ with every seed.
     with model.evaluating():
         return torch.cat(
             [

@@ -291,6 +291,7 @@ def _mauve(
         return []
     # The package has no types, and is optional.
     mauve = importlib.import_module("mauve")
+    # Features of both sets come from one model, or their distance means nothing.
     features = [scorer.features(texts).numpy() for texts in (samples, real)]
     result = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=seed)
     return [

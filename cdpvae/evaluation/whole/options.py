@@ -54,12 +54,14 @@ class WholeOptions(EvaluationOptions):
     def check(self) -> None:
         """Raise ValueError for options that name nothing, too little, or contradict each other."""
         self.require_checkpoint()
+        # A misspelt group must not be left out silently.
         for name in self.only.split(","):
             if name.strip() not in GROUP_NAMES:
                 raise ValueError(
                     f"--only {self.only!r}: {name.strip()!r} is no group; choose from "
                     + ",".join(GROUP_NAMES)
                 )
+        # Rows come from one place.
         if self.input and self.processed_dir:
             raise ValueError(
                 f"--input {self.input!r} and --processed-dir {self.processed_dir!r} both name the "

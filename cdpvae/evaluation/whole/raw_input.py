@@ -48,6 +48,7 @@ def prepare_input(opened: OpenedRun, path: str, rows: RowSelection, directory: P
 
     Raises ValueError for a file of which nothing can be used.
     """
+    # Tokenise with the bounds of the conversion, which may be others than the checkpoint's.
     config, origin = _conversion(opened, path, directory / "processed")
     wrapper = LlamaTokenizerWrapper.from_pretrained(
         str(opened.checkpoint / "tokenizer"),
@@ -59,6 +60,7 @@ def prepare_input(opened: OpenedRun, path: str, rows: RowSelection, directory: P
     declared = manifest["split"] == SPLIT_DECLARED
     split: Split = rows.split if declared else "train"
     counts = manifest["counts"]
+    # Say what was read, so that rows left out by the bounds are not missed silently.
     dropped = [
         f"{number} {reason}"
         for category in ("not_converted", "filtered")
@@ -83,6 +85,7 @@ def _conversion(opened: OpenedRun, path: str, target: Path) -> tuple[DataConfig,
     if (data.processed / MANIFEST).exists() and not data.streaming:
         known = {**known, **read_manifest(data.processed)["settings"]}
         origin = "the settings of the run's data"
+    # Filters and deduplication would choose rows; an evaluation takes those that it is given.
     config = DataConfig(
         **{name: known[name] for name in CONVERSION},
         input=(path,),

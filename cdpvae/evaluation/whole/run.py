@@ -50,6 +50,7 @@ class Subject:
     @cached_property
     def training_texts(self) -> list[str]:
         """The first texts that the run was trained to write; none where its data is gone."""
+        # The run's own data, also where other rows are evaluated.
         try:
             data = PreprocessedDataset(self.opened.settings.data.processed, "train")
         except ValueError as error:
@@ -132,6 +133,7 @@ class Evaluation:
 
 def without_nan(value: Any) -> Any:
     """Return the same nested value with None for every number that JSON cannot hold."""
+    # Standard JSON knows neither NaN nor infinity, and strict readers refuse the whole file.
     if isinstance(value, Mapping):
         return {key: without_nan(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

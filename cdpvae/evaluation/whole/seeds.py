@@ -54,6 +54,7 @@ class SeededGroup:
 
     def spread(self, name: str) -> float | None:
         """Return the standard deviation of a figure over seeds; None for a single seed."""
+        # N - 1: the seeds are a sample of all seeds.
         values = self.values[name]
         return stdev(values) if len(values) > 1 else None
 
