@@ -8,7 +8,7 @@ import re
 import pytest
 
 from cdpvae import evaluate
-from support.runs import sentences, train
+from support.runs import merged, sentences, train
 
 OWN = "reconstruction,samples,interpolation"
 FEW = ["--num-rows", "12", "--text-rows", "12", "--num-texts", "6", "--pairs", "2"]
@@ -119,3 +119,21 @@ def test_a_scorer_that_is_none_is_one_line(checkpoint, tmp_path, capsys):
     arguments += ["--scorer", str(tmp_path), "--output", str(tmp_path / "out")]
     assert evaluate.main(arguments) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: scorer='{tmp_path}'")
+
+
+def test_a_run_without_a_latent_says_what_it_lacks(small_settings, tmp_path, capsys):
+    settings = merged(small_settings, training={"max_steps": 4})
+    model = {
+        k: v for k, v in settings["model"].items() if k in ("backbone", "lora_r", "lora_alpha")
+    }
+    settings["model"] = {**model, "latent": {"kind": "none"}}
+    settings["loss"] = {}
+    assert train("python", 1, settings, tmp_path).returncode == 0
+    plain = next((tmp_path / "run").glob("checkpoint-*"))
+    arguments = ["--checkpoint", str(plain), "--only", OWN, *FEW]
+    assert evaluate.main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert content["left_out"] == {"interpolation": "the run has no latent"}
+    assert "BLEU-4, no z" in figures_of(tmp_path / "out", "reconstruction")
+    assert not any("round trip" in name for name in figures_of(tmp_path / "out", "samples"))
+    assert "interpolation: left out, the run has no latent" in capsys.readouterr().out
