@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "training": {"data", *FOUNDATION},
     "collapse": {"metrics", "latents", *FOUNDATION},
     "models": {"latents", "loss", *FOUNDATION},
-    "evaluation": {"models", "metrics", "latents", "data", *FOUNDATION},
+    "evaluation": {"models", "metrics", "latents", "data", "preprocessing", *FOUNDATION},
     "sample": {"preprocessing", "evaluation", "training", *FOUNDATION},
     "tasks": set().union(*FLOORS[:5]) - {"command_line"},
     "compatibility": set().union(*FLOORS[:5]) - {"command_line"},
@@ -50,6 +50,7 @@ MAY_IMPORT = {
 COMMANDS = {
     "train",
     "preprocess",
+    "evaluate",
     "evaluate_reconstruction",
     "check_latents",
     "generate",

@@ -1,0 +1,1 @@
+"""The run of `cdpvae.evaluate`: options, rows, groups one after another, seeds."""
