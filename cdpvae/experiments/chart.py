@@ -111,6 +111,9 @@ def draw_curve(
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
+    # Labels stand to the right of their points, and need room there.
+    left.margins(x=0.12)
+    right.margins(x=0.12)
     # Left, distortion over rate.
     for point in points:
         _draw_point(left, point, point.distortion)
@@ -118,6 +121,7 @@ def draw_curve(
     for row in published:
         left.plot(row.kl, row.nll, "s", color=_PUBLISHED)
         left.annotate(row.name, (row.kl, row.nll), xytext=(5, 5), textcoords="offset points")
+    # What the same decoder reaches without z; several data sets give several levels.
     baselines = [float(row["baseline_nll"]) for row in rows if row.get("baseline_nll")]
     if baselines:
         level = fmean(baselines)
@@ -156,6 +160,7 @@ def _draw_point(axes: Any, point: CurvePoint, value: Spread) -> None:
 
 def _draw_equal_elbo(axes: Any) -> None:
     """Draw KL + NLL = constant across what is shown, and leave the limits as they are."""
+    # Both axes are in nats, so that a sum of the two is a falling line.
     (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
     least, most, lines = x0 + y0, x1 + y1, 7
     for number in range(1, lines):
@@ -173,6 +178,7 @@ def _save(figure: Any, path: Path) -> None:
 
     from cdpvae.files import write_bytes
 
+    # Whoever looks at it while a sweep runs never sees half of it.
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=120)
     write_bytes(path, content.getvalue())

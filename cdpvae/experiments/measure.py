@@ -46,7 +46,7 @@ class Evaluation:
         opened = open_run(str(checkpoint), device=place)
         figures = self.figures(opened)
         if self.baseline is not None:
-            known = self._baseline(opened.settings.data.processed, place)
+            known = self._baseline(str(opened.settings.data.processed), place)
             figures["baseline_nll"] = known["nll_q"]
             if "nll_q_se" in known:
                 figures["baseline_nll_se"] = known["nll_q_se"]
@@ -76,6 +76,7 @@ class Evaluation:
     def figures(self, opened: OpenedRun, processed: str | None = None) -> dict[str, float]:
         """Return means over rows, their standard errors and the latent's health, by column."""
         rows = RowSelection("validation", processed, self.num_rows, self.rows_per_batch)
+        # One batch at a time, so that their spread is known.
         parts, codes = [], []
         for batch in opened.rows(rows):
             sums, code = measure_batches(opened.model, [batch], seed=self.seed)
@@ -109,6 +110,7 @@ def ratio_error(batches: Sequence[tuple[float, float]]) -> float | None:
 
     Batches with R = 0 do not count.
     """
+    # A figure over other rows than all, such as a cost, has its own R.
     counted = [(value, rows) for value, rows in batches if rows]
     if len(counted) < 2:
         return None

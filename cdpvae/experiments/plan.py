@@ -136,6 +136,7 @@ def settings_hash(settings: Settings, measured: str) -> str:
 
 def _put(content: dict[str, Any], setting: Setting, value: Any) -> None:
     """Set a value in nested settings; another family takes its own defaults."""
+    # Another family has other settings beside its kind.
     *groups, name = setting.path
     for group in groups:
         content = content[group]
@@ -146,6 +147,7 @@ def _put(content: dict[str, Any], setting: Setting, value: Any) -> None:
 
 def _parse_value(setting: Setting, text: str) -> Any:
     """Read one value by the setting's type: as JSON, else as the text itself."""
+    # Back to what a settings file holds: pydantic may have made a tuple or an enum of it.
     adapter: TypeAdapter[Any] = TypeAdapter(setting.annotation)
     try:
         return adapter.dump_python(adapter.validate_json(text), mode="json")
@@ -160,6 +162,7 @@ def _parse_value(setting: Setting, text: str) -> Any:
 
 def _split(text: str) -> list[str]:
     """Split at commas that stand in no bracket."""
+    # A list as a value holds commas of its own.
     parts, depth = [""], 0
     for character in text:
         depth += (character in "[{") - (character in "]}")

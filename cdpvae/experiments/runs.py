@@ -125,6 +125,7 @@ class ChildTrainer:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Ask a process group to end, and kill what does not."""
+    # The group holds the ranks of a launcher too.
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
@@ -135,6 +136,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _trained(directory: Path, log: Path) -> Trained:
     """Find what a training left. Raises RunFailed where its last checkpoint is missing."""
+    # A launcher can end with 0 although its training wrote nothing.
     pointer = directory / "latest"
     checkpoint = directory / pointer.read_text().strip() if pointer.exists() else directory
     if not (checkpoint / MANIFEST).exists():

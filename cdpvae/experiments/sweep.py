@@ -152,6 +152,7 @@ def make_row(
     figures: by column.
     problem: one line where training or evaluation failed, else empty.
     """
+    # A failed run keeps what is known of it.
     row: dict[str, Any] = {"run": run.name, **run.varied, "seed": run.seed}
     row["status"] = FAILED if problem else FINISHED
     if trained is not None:
@@ -179,6 +180,7 @@ def commit() -> str:
 
 def versions() -> str:
     """List installed versions, as in "torch 2.13.0; transformers 5.0"."""
+    # A package that runs from its folder has no version that could be looked up.
     found = []
     for package in VERSIONS_OF:
         try:

@@ -96,6 +96,7 @@ class SweepTable:
 
     def put(self, row: Row) -> None:
         """Add a row in place of an earlier one of the same run, and write the file."""
+        # A second attempt replaces the row of a failed one.
         self.rows = [old for old in self.rows if self.key(old) != self.key(row)] + [row]
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
@@ -111,6 +112,7 @@ class SweepTable:
             [*self.key(row), *(_number(row.get(name, "")) for name in shown), _status(row)]
             for row in sorted(self.rows, key=lambda row: _sortable(self.key(row)))
         ]
+        # Columns as wide as their longest cell; the last one may be a whole error.
         widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
         return [
             "  ".join(

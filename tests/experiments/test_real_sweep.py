@@ -12,7 +12,7 @@ from cdpvae import sweep
 from cdpvae.evaluation.checkpoint import RowSelection, open_run
 from cdpvae.evaluation.likelihood import evaluate_likelihood
 from cdpvae.experiments.measure import Evaluation
-from support.runs import merged
+from support.runs import merged, train
 
 
 @pytest.mark.launch
@@ -43,6 +43,17 @@ def test_a_sweep_of_two_settings(small_settings, tmp_path, capsys):
     assert float(rows[0]["cost_shuffled"]) == pytest.approx(known.costs["shuffled"], rel=1e-9)
     assert float(rows[0]["mutual_information"]) == known.health["mutual_information"]
     assert {row["nll_q"] for row in rows} != {rows[0]["nll_q"]}, "two settings, two results"
+    # The decoder without z is measured on the same rows, once for all runs.
+    lone = merged(small_settings, training=steps, model={"latent": {"kind": "none"}})
+    assert train("python", 1, lone, tmp_path / "none").returncode == 0
+    baseline = tmp_path / "none" / "run" / "checkpoint-3"
+    beside = Evaluation(8, 4, str(baseline))
+    figures = beside(opened.checkpoint, None)
+    without = open_run(str(baseline))
+    rows_8 = without.rows(RowSelection("validation", None, 8, 4))
+    nll = evaluate_likelihood(without.model, rows_8, seed=0).nll_q
+    assert figures["baseline_nll"] == pytest.approx(nll, rel=1e-9) and figures["rows"] == 8
+    assert figures["baseline_nll"] != figures["nll_q"] and figures["baseline_nll_se"] > 0
     # A model with a latent is no baseline.
     wrong = Evaluation(8, 4, str(opened.checkpoint))
     with pytest.raises(ValueError, match="latent none"):
