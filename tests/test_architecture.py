@@ -24,7 +24,7 @@ FLOORS = (
     {"metrics", "loss", "preprocessing", "training"},
     {"collapse", "models"},
     {"evaluation"},
-    {"tasks", "sample"},
+    {"tasks", "sample", "experiments"},
     {"compatibility"},
 )
 FOUNDATION = FLOORS[0]
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "models": {"latents", "loss", *FOUNDATION},
     "evaluation": {"models", "metrics", "latents", "data", "preprocessing", *FOUNDATION},
     "sample": {"preprocessing", "evaluation", "training", *FOUNDATION},
+    "experiments": {"evaluation", "training", *FOUNDATION},
     "tasks": set().union(*FLOORS[:5]) - {"command_line"},
     "compatibility": set().union(*FLOORS[:5]) - {"command_line"},
 }
@@ -56,6 +57,7 @@ COMMANDS = {
     "generate",
     "sample_data",
     "sample_report",
+    "sweep",
     "tiny_backbone",
 }
 MAX_LIBRARY_LINES, MAX_TEST_LINES, MAX_COMMAND_LINES = 400, 600, 60

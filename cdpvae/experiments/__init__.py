@@ -1,0 +1,1 @@
+"""Runs of many settings and seeds: planned, trained, measured, tabled and drawn."""
