@@ -93,7 +93,8 @@ class TextCounts:
         for unit, counts in (("token", self.tokens), ("word", self.words)):
             ratio = ratio_figure("", nats, counts, "", "", note=note)
             value = math.exp(min(ratio.value, 700.0))
-            # No float holds more than exp(709). To first order, the error of an exponential is the error times the value.
+            # No float holds more than exp(709). The error of an exponential is, to first order,
+            # the error times the value.
             error = None if ratio.standard_error is None else value * ratio.standard_error
             figures.append(
                 dataclasses.replace(
