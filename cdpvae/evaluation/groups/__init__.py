@@ -1,1 +1,1 @@
-"""The groups of figures of `cdpvae.evaluate`, one question a file."""
+"""The groups of figures of an evaluation, one question a file."""
