@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cdpvae.batch import PackedText
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
-from cdpvae.evaluation.likelihood import EVALUATION_EPOCH, sequence_nll
+from cdpvae.evaluation.likelihood import EVALUATION_EPOCH, backbone_nll, sequence_nll
 from cdpvae.latents import Code
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
 
@@ -74,6 +74,16 @@ class EncodedRows:
             for start in range(0, self.num_rows, step)
         ]
         return torch.cat(parts)
+
+    def backbone_nll(self) -> Tensor:
+        """Return -log p(response) of each row by the backbone itself -> (N,) fp64 nats."""
+        step, device = self.rows_per_batch, self.model.device
+        packed = [
+            PackedText.from_lists(self.responses[start : start + step]).to(device)
+            for start in range(0, self.num_rows, step)
+        ]
+        with self.model.evaluating():
+            return torch.cat([backbone_nll(self.model, text).double().cpu() for text in packed])
 
     def nll_of_draws(self, row: int, z: Tensor) -> Tensor:
         """Return -log p(response | z_k) of one row for many latents -> (K,) fp64 nats.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.util
 import math
 import sys
 import tempfile
@@ -206,8 +205,6 @@ def _measure_group(name: str, subject: Subject, result: Evaluation) -> Iterator[
     reason = None
     if measure.needs_latent and not subject.opened.model.latent.reads_text:
         reason = "the run has no latent"
-    elif importlib.util.find_spec(module) is None:
-        reason = "this version does not measure it"
     if reason:
         result.left_out[name] = reason
         yield f"{name}: left out, {reason}"
