@@ -86,3 +86,12 @@ def open_run(
     model = LlamaSoftPromptVAE.from_pretrained(path, backbone=backbone, dtype=dtype)
     tokenizer = LlamaTokenizerWrapper.from_pretrained(str(path / "tokenizer"))
     return OpenedRun(path, settings, model.to(target), tokenizer)
+
+
+def check_baseline(baseline: OpenedRun) -> None:
+    """Raise ValueError for a baseline with a latent: it is to show what a decoder does without."""
+    if baseline.model.latent.reads_text:
+        raise ValueError(
+            f"baseline={str(baseline.checkpoint)!r} was trained with a latent; give a run of "
+            "--latent none"
+        )

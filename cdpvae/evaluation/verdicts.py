@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
 from cdpvae.evaluation.likelihood import Likelihood, evaluate_likelihood
 
 
@@ -97,8 +97,5 @@ def compare_likelihoods(
         return Likelihoods(result, None)
     # The baseline runs where the model runs, on the same rows.
     other = open_run(baseline, device=str(opened.model.device))
-    if other.model.latent.reads_text:
-        raise ValueError(
-            f"baseline={baseline!r} was trained with a latent; give a run of --latent none"
-        )
+    check_baseline(other)
     return Likelihoods(result, evaluate_likelihood(other.model, other.rows(rows), seed=seed))

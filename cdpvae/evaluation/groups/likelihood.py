@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.estimates import mean_figure, ratio_figure
 from cdpvae.evaluation.figures import Figure, FigureGroup
@@ -92,9 +92,9 @@ class TextCounts:
         # Perplexities, per unit of text.
         for unit, counts in (("token", self.tokens), ("word", self.words)):
             ratio = ratio_figure("", nats, counts, "", "", note=note)
+            # No float holds more than exp(709).
             value = math.exp(min(ratio.value, 700.0))
-            # No float holds more than exp(709). The error of an exponential is, to first order,
-            # the error times the value.
+            # To first order, the error of an exponential is the error times the value.
             error = None if ratio.standard_error is None else value * ratio.standard_error
             figures.append(
                 dataclasses.replace(
@@ -298,8 +298,5 @@ def _check(baseline: OpenedRun | None, iw_rows: int | None, iw_samples: int) -> 
         raise ValueError(
             f"iw_rows={iw_rows} and iw_samples={iw_samples} must be at least 1; IW-NLL is a mean"
         )
-    if baseline is not None and baseline.model.latent.reads_text:
-        raise ValueError(
-            f"baseline={str(baseline.checkpoint)!r} was trained with a latent; give a run of "
-            "--latent none"
-        )
+    if baseline is not None:
+        check_baseline(baseline)

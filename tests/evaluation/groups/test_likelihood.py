@@ -122,6 +122,12 @@ def test_the_baseline_is_paired_with_the_same_rows(make_model):
     assert itself == pytest.approx(float(untuned) / alone.rows)
     gap = figures["-ELBO"].value - min(alone.nll_q, itself)
     assert figures["-ELBO minus NLL without z"].value == pytest.approx(gap)
+    # Some rows only: the weighted ones are paired with their own likelihood without z.
+    few = measure(opened, baseline=without, iw_rows=5)
+    chosen = encode_rows(opened, ROWS, seed=SEED, progress=silent).choose(5, seed=SEED)
+    other = encode_rows(without, ROWS, seed=SEED, progress=silent).select(chosen)
+    gap = few["IW-NLL"].value - float(other.nll(other.z).mean())
+    assert few["IW-NLL minus NLL without z"].value == pytest.approx(gap)
     assert "IW-NLL minus NLL without z" in [figure.name for figure in figures.figures]
     assert "PPL per word, NLL without z" in [figure.name for figure in figures.figures]
     with pytest.raises(ValueError, match="trained with a latent"):
@@ -145,3 +151,15 @@ def test_numbers_of_draws_and_rows_are_checked(make_model):
             measure(opened, **wrong)
     with pytest.raises(ValueError, match="the split is empty"):
         measure(given_run(opened.model, []))
+
+
+def test_weights_of_chosen_rows_are_those_of_all(make_model):
+    """Noise is keyed by the row, and a row keeps its own code, z and text; no draw is -ELBO's."""
+    opened = given_run(make_model(), random_batches())
+    encoded = encode_rows(opened, ROWS, seed=SEED, progress=silent)
+    whole = group.row_log_weights(encoded, seed=SEED, samples=2, progress=silent)
+    chosen = torch.tensor([3, 7, 10])
+    few = group.row_log_weights(encoded.select(chosen), seed=SEED, samples=2, progress=silent)
+    torch.testing.assert_close(few, whole[chosen])
+    bound = encoded.nll(encoded.z) + encoded.kl()
+    assert not torch.isclose(-whole[:, 0], bound, rtol=1e-3).all()
