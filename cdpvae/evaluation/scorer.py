@@ -106,11 +106,20 @@ class TextScorer:
         ids = ids if bos is None else [bos, *ids]
         return torch.tensor([ids[: self._longest]], dtype=torch.long, device=self._device)
 
-    def perplexity(self, texts: Sequence[str]) -> tuple[float, float | None, int]:
-        """Return exp(nats per token) of texts, its standard error, and how many had a token."""
+    def perplexity(
+        self, texts: Sequence[str], together: int = 1
+    ) -> tuple[float, float | None, int]:
+        """Return exp(nats per token) of texts, its standard error, and how many had a token.
+
+        together: so many texts in a row are kin, and count as one for the error.
+        """
         # Tokens count, not texts: long texts weigh more.
         nats, tokens = self.nats(texts)
         scored = sum(count > 0 for count in tokens)
-        mean, error = ratio_and_error(nats, tokens)
+        starts = range(0, len(texts), together)
+        mean, error = ratio_and_error(
+            [sum(nats[start : start + together]) for start in starts],
+            [sum(tokens[start : start + together]) for start in starts],
+        )
         value = math.exp(mean)
         return value, None if error is None else value * error, scored

@@ -113,18 +113,19 @@ def _figures(mode: str, ways: list[list[str]], scorer: TextScorer) -> list[Figur
         )
     ]
     # How likely the texts in between are, beside the ends.
-    for name, texts in (
-        ("interpolants", [text for way in ways for text in way[1:-1]]),
-        ("ends", [text for way in ways for text in (way[0], way[-1])]),
+    for name, parts in (
+        ("interpolants", [way[1:-1] for way in ways]),
+        ("ends", [[way[0], way[-1]] for way in ways]),
     ):
-        value, error, scored = scorer.perplexity(texts)
+        texts = [text for part in parts for text in part]
+        value, error, scored = scorer.perplexity(texts, together=len(parts[0]))
         figures.append(
             Figure(
                 name=f"PPL of {name}, {mode}",
                 value=value,
                 unit="perplexity per token of the scorer",
                 estimator="exp of nats over tokens, end of text not counted; error by "
-                "linearisation, texts taken as independent",
+                "linearisation over ways",
                 rows=scored,
                 standard_error=error,
             )

@@ -35,6 +35,14 @@ def test_perplexity_is_that_of_all_tokens_after_bos(scorer, backbone_dir):
     assert scored == 2 and error is not None and error > 0
 
 
+def test_kin_texts_are_one_for_the_error(scorer):
+    """A text written twice says nothing new: the error is that of one copy each."""
+    texts = ["the red house", "a horse and a river stand there", "window"]
+    twice = [text for text in texts for _ in range(2)]
+    assert scorer.perplexity(twice, together=2)[:2] == pytest.approx(scorer.perplexity(texts)[:2])
+    assert scorer.perplexity(twice)[1] < 0.9 * scorer.perplexity(texts)[1]
+
+
 def test_texts_beyond_the_models_positions_are_cut(scorer):
     _, tokens = scorer.nats(["again " * 600])
     assert tokens == [255]
