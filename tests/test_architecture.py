@@ -54,6 +54,8 @@ COMMANDS = {
     "evaluate",
     "evaluate_reconstruction",
     "check_latents",
+    "encode",
+    "decode",
     "generate",
     "sample_data",
     "sample_report",

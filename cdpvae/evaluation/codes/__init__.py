@@ -1,0 +1,1 @@
+"""Codes of a corpus: any number of texts to a Parquet file of codes, and back to texts."""
