@@ -27,7 +27,7 @@ class CollapseConfig(Group):
         default=False, description="judge first by the measured use of z on validation rows"
     )
     use_rows: int = Field(
-        default=16, ge=2, description="validation rows decoded twice at a check, by all ranks"
+        default=64, ge=2, description="validation rows decoded twice at a check, by all ranks"
     )
     use_window_rows: int = Field(
         default=256, ge=2, description="rows over which the use is averaged"

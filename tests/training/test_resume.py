@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cdpvae.data import PreprocessedDataset
 from support.runs import merged, train
 
 pytestmark = pytest.mark.launch
@@ -19,6 +20,14 @@ pytestmark = pytest.mark.launch
 STEPS, STOP = 8, 5
 # Thresholds nothing can meet: the first check already counts as a collapse.
 ALWAYS_COLLAPSING = {"check_every": 2, "patience": 1, "min_au_ratio": 1.0, "au_variance": 1e6}
+# The use of z is measured at every check, and judged from the second one on.
+WATCHED = {
+    "watch_use": True,
+    "use_rows": 6,
+    "use_window_rows": 12,
+    "grace_ratio": 0,
+    "min_use": 1e6,
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,7 @@ def runs(small_settings, tmp_path_factory) -> dict[str, Path]:
         small_settings,
         loss={"queue_size": 24},
         augmentation={"augmentation_probability": 0.7},
-        collapse=ALWAYS_COLLAPSING,
+        collapse=ALWAYS_COLLAPSING | WATCHED,
         training={"max_steps": STEPS},
     )
     whole = train("deepspeed", 2, settings, root / "whole", port=29651)
@@ -103,6 +112,24 @@ def test_state_of_every_rank_is_equal(runs):
         for rank in (0, 1)
     ]
     assert not torch.equal(*ranks), "both ranks draw the same dropout masks"
+
+
+def test_both_ranks_hold_the_same_use_of_z(runs):
+    """Each has measured three of six rows; the differences of both are in both windows."""
+    monitors = [
+        torch.load(runs["cut"] / f"checkpoint-{STEPS}" / f"rank_{rank}.pt")["shared"]["monitor"]
+        for rank in (0, 1)
+    ]
+    same(*monitors)
+    use = monitors[0]["use"]
+    settings = json.loads((runs["cut"] / "settings.json").read_text())
+    rows = len(PreprocessedDataset(settings["data"]["processed_dir"], "validation"))
+    assert use["next_row"] == 24 % rows and len(use["differences"]) == 12
+    assert use["differences"].unique().numel() > 6
+    checks = [json.loads(line) for line in (runs["cut"] / "checks.jsonl").read_text().splitlines()]
+    assert [check["use_counts"] for check in checks] == [0.0, 1.0, 1.0, 1.0]
+    whole = (runs["whole"] / "checks.jsonl").read_text()
+    assert whole == (runs["cut"] / "checks.jsonl").read_text()
 
 
 def test_optimizer_shards_are_equal(runs):
