@@ -94,7 +94,7 @@ def resumed(small_settings, tmp_path_factory) -> dict[str, Path]:
     }
     for number, (name, parts) in enumerate(runs.items()):
         for part, flags in enumerate(parts):
-            port = 29681 + 2 * number + part
+            port = 29861 + 2 * number + part
             done = train("deepspeed", 2, settings, root / name, *flags, port=port)
             assert done.returncode == 0, done.stderr[-3000:]
     return {name: root / name / "run" for name in runs}
