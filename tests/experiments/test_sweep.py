@@ -262,6 +262,7 @@ def test_a_directory_without_a_checkpoint_starts_anew(tmp_path, stand_in):
     assert "--resume" not in (tmp_path / "logs" / f"{run.name}.log").read_text()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_sweep_ends_its_training_and_keeps_its_rows(tmp_path, stand_in, number):
     """The measured figures are stand-ins too; everything else is the command's own way."""
