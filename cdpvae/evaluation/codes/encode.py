@@ -81,6 +81,7 @@ def encode_file(opened: OpenedRun, options: EncodeOptions) -> Encoded:
     output, source = Path(options.output), Source.parse(options.input)
     if output.exists():
         raise ValueError(f"output={str(output)!r} exists; remove it or name another file")
+    # All that the codes depend on goes into the schema, and says what may be continued.
     description = {
         **describe_model(opened),
         "input": source.identity(),

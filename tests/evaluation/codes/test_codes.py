@@ -26,7 +26,13 @@ def make_checkpoint(tmp_path_factory, backbone_dir, small_settings):
         model = {**small_settings["model"], "latent": latent}
         settings = Settings.model_validate_json(json.dumps({"model": model}))
         torch.manual_seed(3)
-        LlamaSoftPromptVAE(settings.model).save_pretrained(path)
+        saved = LlamaSoftPromptVAE(settings.model)
+        # An untrained decoder writes the same whatever z is: codes and prompts are made large.
+        heads = saved.head_modules()
+        for name, parameter in saved.named_parameters():
+            if "projector" in heads and ("mu_head.weight" in name or name.startswith("projector")):
+                parameter.data.mul_(8.0)
+        saved.save_pretrained(path)
         (path / "settings.json").write_text(settings.dump())
         LlamaTokenizerWrapper.from_pretrained(str(backbone_dir)).save_pretrained(path / "tokenizer")
         return str(path)
