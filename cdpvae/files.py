@@ -165,6 +165,19 @@ def verify(path: Path) -> None:
             )
 
 
+def replace_link(link: Path, target: str) -> None:
+    """Make `link` a symbolic link to `target`, relative to its directory, in place of an older one.
+
+    Readers see the old target or the new. Raises OSError where something else stands at `link`
+    that a rename cannot replace, or the file system has no links.
+    """
+    temporary = link.with_name(f"{_TEMPORARY}{os.getpid()}-{link.name}")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary)
+    os.replace(temporary, link)
+    flush(link.parent)
+
+
 def replace_directory(final: Path, finished: Path) -> None:
     """Rename the directory `finished` to `final`, in place of what was there.
 

@@ -81,6 +81,17 @@ class TrainingConfig(Group):
     keep_checkpoints: int | None = Field(
         default=None, ge=1, description="older ones are removed; default: keep all"
     )
+    keep_best: str | None = Field(
+        default=None,
+        pattern=r"^[+-]?\w+$",
+        description="validation figure whose best checkpoint stays, linked as output_dir/best; "
+        "+NAME: higher is better, -NAME: lower (write --keep-best=-NAME)",
+    )
+    stop_after_no_gain: int | None = Field(
+        default=None,
+        ge=1,
+        description="evaluations without gain in keep_best after which the run ends",
+    )
     logging_steps: int = Field(
         default=100, ge=1, description="optimizer steps between lines of log"
     )
@@ -109,6 +120,11 @@ class TrainingConfig(Group):
         if self.eta_min > self.learning_rate:
             raise ValueError(
                 f"eta_min={self.eta_min} must not be above learning_rate={self.learning_rate}"
+            )
+        if self.stop_after_no_gain is not None and self.keep_best is None:
+            raise ValueError(
+                f"stop_after_no_gain={self.stop_after_no_gain} needs keep_best, the figure whose "
+                "gains count"
             )
         if self.batching == "tokens" and self.tokens_per_micro_batch is None:
             raise ValueError("batching='tokens' needs tokens_per_micro_batch, the budget of a rank")

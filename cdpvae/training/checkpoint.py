@@ -7,10 +7,12 @@
       rank_{r}.pt                                  RNG of every rank; shared: monitor, queue
       deepspeed/                                   ZeRO shards, for resuming only
       manifest.json                                size and SHA-256 of every file
+    best -> checkpoint-{step}                      under `keep_best`, the best evaluated so far
 
 A checkpoint is written under another name, hashed, synced to disk and renamed; only then does
-`latest` point to it. Loading verifies the manifest first, and reads every pickled file with
-`weights_only=True` and three allow-listed classes before DeepSpeed, which never does, sees it.
+`latest`, and `best` where it is that, point to it. Loading verifies the manifest first, and reads
+every pickled file with `weights_only=True` and three allow-listed classes before DeepSpeed, which
+never does, sees it.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,14 @@ from torch import Tensor, nn
 
 from cdpvae.config import Settings, load_settings
 from cdpvae.config.renames import by_key
-from cdpvae.files import MANIFEST, publish, verify, write_text
+from cdpvae.files import MANIFEST, publish, replace_link, verify, write_text
 from cdpvae.training.distributed import World, barrier
 from cdpvae.training.engine import Engine
 from cdpvae.training.random_state import rng_state, set_rng_state
 
 PREFIX = "checkpoint-"
 DS_TAG = "state"
+BEST = "best"
 
 # What may differ between a run and its continuation without changing a single bit of it.
 FREE_TO_CHANGE = {
@@ -43,6 +46,8 @@ FREE_TO_CHANGE = {
         "save_steps",
         "stop_after",
         "keep_checkpoints",
+        "keep_best",
+        "stop_after_no_gain",
         "logging_steps",
         "eval_steps",
         "eval_rows",
@@ -56,12 +61,18 @@ FREE_TO_CHANGE = {
 
 @dataclass
 class TrainState:
-    """Where a run stands. step: optimizer steps that happened. skipped: steps not applied (NaN)."""
+    """Where a run stands.
+
+    step: optimizer steps that happened. skipped: steps not applied (NaN). best: state of the
+    `BestTracker`. evaluated: step and figures of the latest evaluation, as in `Evaluated`.
+    """
 
     step: int = 0
     epoch: int = 0
     step_in_epoch: int = 0
     skipped: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, Any] | None = None
 
 
 class CheckpointManager:
@@ -78,6 +89,7 @@ class CheckpointManager:
         state: TrainState,
         shared: dict[str, Any],
         save_pretrained: Callable[[Path], None],
+        is_best: bool = False,
     ) -> Path:
         """Write a checkpoint -> its directory; every rank calls it.
 
@@ -85,6 +97,7 @@ class CheckpointManager:
         state: where the run stands.
         shared: state of further parts by name, equal on every rank.
         save_pretrained: writes the result for use into a directory; rank 0 calls it.
+        is_best: `best` points to it from here on.
         """
         # Collect everything under a temporary name.
         final = self.root / f"{PREFIX}{state.step}"
@@ -108,15 +121,25 @@ class CheckpointManager:
         if self.world.is_main:
             publish(temporary, final)
             write_text(self.root / "latest", final.name + "\n")
+            if is_best:
+                replace_link(self.root / BEST, final.name)
             self._retire()
         barrier()
         return final
 
     def _retire(self) -> None:
-        keep = self.settings.training.keep_checkpoints
+        """Remove what is older than the newest `keep_checkpoints`, never the best."""
+        keep, best = self.settings.training.keep_checkpoints, (self.root / BEST).resolve()
         if keep is not None:
             for old in self.existing()[:-keep]:
-                shutil.rmtree(old)
+                if old.resolve() != best:
+                    shutil.rmtree(old)
+
+    def point_best_to(self, step: int) -> None:
+        """Link `best` to the checkpoint of a step again, where that is still there; rank 0."""
+        name = f"{PREFIX}{step}"
+        if self.world.is_main and (self.root / name / MANIFEST).exists():
+            replace_link(self.root / BEST, name)
 
     def existing(self) -> list[Path]:
         """Return complete checkpoints, oldest first."""

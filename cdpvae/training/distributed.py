@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -128,6 +129,15 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     if dist.get_world_size() > 1:
         dist.all_reduce(total)
     return total
+
+
+def values_of_main(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the values of rank 0 on every rank, exactly; those of other ranks are not read."""
+    if dist.get_world_size() == 1:
+        return dict(values)
+    box = [dict(values)]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def barrier() -> None:

@@ -7,6 +7,7 @@ step that DeepSpeed skips because a gradient was not finite consumes data, nothi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from typing import Any
 
 from cdpvae.config import TrainingConfig
 from cdpvae.data import Loader, StepBatch
+from cdpvae.training.best import BestTracker
 from cdpvae.training.checkpoint import CheckpointManager, TrainState
-from cdpvae.training.distributed import World
+from cdpvae.training.distributed import World, values_of_main
 from cdpvae.training.engine import Engine
 from cdpvae.training.step_figures import StepFigures
-from cdpvae.training.task import LoggedStep, Observed, Stateful, Task
+from cdpvae.training.task import Direction, Evaluated, LoggedStep, Observed, Stateful, Task
 from cdpvae.training.telemetry import Telemetry
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -47,6 +49,8 @@ class Trainer:
     engine: DeepSpeed's, around `task.module`.
     loader: the step batches of this rank.
     checkpoints: where state is kept.
+
+    Raises ValueError for a `keep_best` that validation does not measure.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Trainer:
         self.context, self.task, self.engine = context, task, engine
         self.loader, self.checkpoints = loader, checkpoints
         self.state = TrainState()
+        self.best = BestTracker(context.config, _directions(context.config, task))
         self.saved_step = 0
         self.skipped_in_a_row = 0
 
@@ -69,22 +74,24 @@ class Trainer:
         return {**self.task.stateful, "loader": self.loader}
 
     def run(self) -> TrainState:
-        """Train, log, evaluate and save until the last step.
+        """Train, log, evaluate and save until the last step, or until there is no more gain.
 
         Raises RuntimeError when steps keep being skipped for non-finite gradients.
         """
         self.engine.train()
         try:
-            while self.state.step < self.context.last_step:
+            while not self._is_over():
                 for step_batch in self.loader.epoch():
                     self._step(step_batch)
-                    if self.state.step >= self.context.last_step:
+                    if self._is_over():
                         break
         finally:
             self.loader.close()
         # The end of a run is a checkpoint.
         if self.saved_step != self.state.step:
             self.save()
+        if self.best.is_over:
+            self.context.telemetry.say(f"step {self.state.step}: {self.best.reason()}")
         if summary := self.loader.summary():
             self.context.telemetry.say(summary)
         return self.state
@@ -99,14 +106,31 @@ class Trainer:
         for name, part in self.stateful.items():
             part.load_state_dict(saved[name])
         self.saved_step = self.state.step
+        # A run that goes on from an earlier checkpoint has the best of that time.
+        self.best.load_state_dict(self.state.best)
+        if self.best.state.step is not None:
+            self.checkpoints.point_best_to(self.best.state.step)
 
-    def save(self) -> None:
-        """Write a checkpoint of this step."""
+    def save(self, is_best: bool = False) -> None:
+        """Write a checkpoint of this step. is_best: it is the best evaluated so far."""
         self.state.epoch, self.state.step_in_epoch = self.loader.position
         states = {name: part.state_dict() for name, part in self.stateful.items()}
-        path = self.checkpoints.save(self.engine, self.state, states, self.task.save_pretrained)
+        self.state.best = self.best.state_dict()
+        evaluated = Evaluated(**self.state.evaluated) if self.state.evaluated else None
+        path = self.checkpoints.save(
+            self.engine,
+            self.state,
+            states,
+            lambda directory: self.task.save_pretrained(directory, evaluated),
+            is_best,
+        )
         self.saved_step = self.state.step
-        self.context.telemetry.say(f"step {self.state.step}: saved {path}")
+        best = f", the best so far by {self.best.rule}" if is_best else ""
+        self.context.telemetry.say(f"step {self.state.step}: saved {path}{best}")
+
+    def _is_over(self) -> bool:
+        """Say whether the run has reached its last step, or the end of its gains."""
+        return self.state.step >= self.context.last_step or self.best.is_over
 
     # One optimizer step
 
@@ -198,14 +222,34 @@ class Trainer:
         """Evaluate and save where this step is due."""
         config, step = self.context.config, self.state.step
         is_due = self._is_due(config.eval_steps, step) or step == self.context.last_step
+        is_best = False
         if self.task.evaluate is not None and is_due:
-            self.task.evaluate(step)
-        if self._is_due(config.save_steps, step):
-            self.save()
+            figures = values_of_main(self.task.evaluate(step))
+            self.state.evaluated = {"step": step, "figures": figures}
+            # What `stop_after` adds is no evaluation of the plan: the whole run has none there.
+            if self._is_due(config.eval_steps, step) or step == self.context.total_steps:
+                is_best = self.best.see(step, figures)
+        if is_best or self._is_due(config.save_steps, step):
+            self.save(is_best)
 
     @staticmethod
     def _is_due(period: int, step: int) -> bool:
         return step % period == 0
+
+
+def _directions(config: TrainingConfig, task: Task) -> Mapping[str, Direction]:
+    """Return what validation measures, asked for where `keep_best` needs it.
+
+    Raises ValueError where there is no validation.
+    """
+    if config.keep_best is None:
+        return {}
+    if task.evaluate is None:
+        raise ValueError(
+            f"training.keep_best={config.keep_best!r} needs validation rows: a validation split "
+            "and eval_rows above 0"
+        )
+    return task.directions()
 
 
 def _as_float(value: Any) -> float:

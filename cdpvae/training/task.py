@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -21,6 +21,8 @@ from cdpvae.batch import StepOutput, StepSchedule, VAEBatch
 from cdpvae.data import StepBatch
 
 Observed = Mapping[str, Tensor]
+# A figure is better high, better low, or says neither by itself.
+Direction = Literal["+", "-", ""]
 
 
 class Stateful(Protocol):
@@ -33,6 +35,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue there. Raises ValueError for a state that does not fit."""
         ...
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The latest evaluation of a run: after which step, and its figures by name."""
+
+    step: int
+    figures: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +79,11 @@ class Task:
     observe: sees every step that was applied: its number, its data, and what each micro-batch's
         forward observed on this rank.
     log: writes a logged step.
-    evaluate: measures on held-out rows after a step; None where there are none.
-    save_pretrained: writes what it takes to use the result into a directory.
+    evaluate: measures on held-out rows after a step -> figures by name on rank 0, whatever on
+        others; None where there are no rows.
+    directions: returns the figures that `evaluate` will have, and when each is better.
+    save_pretrained: writes what it takes to use the result into a directory, with what is known
+        of the latest evaluation; rank 0 calls it.
     """
 
     module: nn.Module
@@ -82,5 +95,6 @@ class Task:
     inspect: Callable[[StepOutput], dict[str, float]]
     observe: Callable[[int, StepBatch, list[Observed]], None]
     log: Callable[[LoggedStep], None]
-    evaluate: Callable[[int], None] | None
-    save_pretrained: Callable[[Path], None]
+    evaluate: Callable[[int], Mapping[str, float]] | None
+    directions: Callable[[], Mapping[str, Direction]]
+    save_pretrained: Callable[[Path, Evaluated | None], None]

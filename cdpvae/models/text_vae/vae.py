@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
@@ -28,6 +28,7 @@ from cdpvae.config import ModelConfig
 from cdpvae.latents import Code, GeneratorNoise, KeyedNoise, Latent, Noise, family_of
 from cdpvae.models.text_vae import generation, storage
 from cdpvae.models.text_vae.backbone import Backbone, kv_heads_of
+from cdpvae.models.text_vae.card import model_card
 from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
@@ -340,6 +341,10 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the files of `storage.py`; `save_pretrained` calls it."""
         storage.save(self, Path(save_directory))
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Return the README.md that `save_pretrained` writes; kwargs: as in `card.model_card`."""
+        return model_card(self._hub_mixin_info.model_card_data, self.config, **kwargs)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # the mixin names its first argument otherwise

@@ -7,7 +7,8 @@ tokenizer, the data's fingerprint, the number of steps. Only then are weights lo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -36,7 +37,7 @@ from cdpvae.training.distributed import World
 from cdpvae.training.engine import build_engine, resolve_ds_config
 from cdpvae.training.loop import RunContext, Trainer
 from cdpvae.training.random_state import seed_everything
-from cdpvae.training.task import Observed, Task
+from cdpvae.training.task import Direction, Evaluated, Observed, Task
 from cdpvae.training.telemetry import Telemetry
 from cdpvae_kernels import describe
 
@@ -109,19 +110,26 @@ def build_task(
         control.observe(step, observed)
         step_log.measure(step_batch)
 
-    def save_pretrained(directory: Path) -> None:
-        model.save_pretrained(directory)
+    def save_pretrained(directory: Path, evaluated: Evaluated | None) -> None:
+        known = {} if evaluated is None else asdict(evaluated)
+        counts = splits["train"].manifest["counts"] if "train" in splits else None
+        card = {"settings": settings, "counts": counts, **known}
+        model.save_pretrained(directory, model_card_kwargs=card)
         tokenizer.save_pretrained(directory / "tokenizer")
 
     # Evaluation on held-out rows, where there are any.
     evaluate = None
+    directions: Callable[[], Mapping[str, Direction]] = dict
     if settings.training.eval_rows and "validation" in splits:
         batches, samples = evaluation_rows(settings, world, splits["validation"])
         validation = Validation(settings, world, model, tokenizer, telemetry, batches, samples)
 
-        def evaluate(step: int) -> None:
-            validation.evaluate(step)
+        def evaluate(step: int) -> dict[str, float]:
+            figures = validation.evaluate(step)
             step_log.meter.restart()
+            return figures
+
+        directions = validation.directions
 
     # The names of stateful parts are those under which checkpoints hold them.
     return Task(
@@ -135,6 +143,7 @@ def build_task(
         observe=observe,
         log=step_log.log,
         evaluate=evaluate,
+        directions=directions,
         save_pretrained=save_pretrained,
     )
 

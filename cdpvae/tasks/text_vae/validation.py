@@ -10,12 +10,31 @@ import torch
 from cdpvae.batch import VAEBatch
 from cdpvae.config import Settings
 from cdpvae.data import LlamaTokenizerWrapper
-from cdpvae.evaluation.likelihood import Likelihood, health_of, measure_batches
+from cdpvae.evaluation.likelihood import (
+    Likelihood,
+    LikelihoodSums,
+    health_of,
+    measure_batches,
+)
 from cdpvae.latents import Code
 from cdpvae.metrics import ReconstructionMetrics
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
 from cdpvae.training.distributed import World, all_gather_uneven_rows, all_reduce_sum
+from cdpvae.training.task import Direction
 from cdpvae.training.telemetry import Telemetry
+
+# When a figure is better. What is not here (the rate, counts, caps) is neither by itself; the
+# costs of a replaced z are better high.
+BETTER: dict[str, Direction] = {
+    "nll_q": "-",
+    "nll_mu": "-",
+    "neg_elbo": "-",
+    "active_units": "+",
+    "active_unit_ratio": "+",
+    "mutual_information": "+",
+    "bleu4": "+",
+    "rouge_l": "+",
+}
 
 
 class Validation:
@@ -43,15 +62,18 @@ class Validation:
         self.tokenizer, self.telemetry = tokenizer, telemetry
         self.batches, self.samples = batches, samples
 
-    def evaluate(self, step: int) -> None:
-        """Measure on every rank; rank 0 writes likelihoods, the z-use test, health and texts."""
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Measure on every rank; rank 0 writes likelihoods, the z-use test, health and texts.
+
+        Returns rank 0's figures by name, as TensorBoard has them; other ranks have none.
+        """
         # Measure this rank's rows, then bring all ranks together.
         seed = self.settings.training.seed
         sums, code = measure_batches(self.model, self.batches, seed=seed)
         sums = sums.all_reduce(all_reduce_sum, self.world.device)
         code = self._of_all_ranks(code)
         if not self.world.is_main:
-            return
+            return {}
         result = Likelihood.of(sums, health_of(self.model, code, seed=seed))
         # One line, and a scalar for every figure.
         line = f"step {step}: validation, {result.rows} rows: nll {result.nll_q:.2f} nats/sequence"
@@ -63,26 +85,41 @@ class Validation:
             line += "; " + ", ".join(
                 f"{name.replace('_', ' ')} {value:.2f}" for name, value in result.health.items()
             )
-        figures = result.to_json()
-        scalars = {f"z_use_{what}": cost for what, cost in figures.pop("costs").items()}
-        scalars |= {name: float(value) for name, value in figures.items()}
+        scalars = _scalars(result)
         self.telemetry.scalars(step, scalars, "validation/")
         self.telemetry.say(line)
         if self.samples is not None:
-            self._generate(step, self.samples)
+            scalars |= self._generate(step, self.samples)
+        return scalars
+
+    def directions(self) -> dict[str, Direction]:
+        """Return the figures that `evaluate` will have, and when each is better.
+
+        Nothing is measured: a family's own figures are asked for with two rows of zeros. With a
+        single validation row an evaluation has fewer.
+        """
+        costs = {"replaced": 1.0} if self.model.latent.reads_text else {}
+        sums = LikelihoodSums(rows=1.0, tokens=1.0, **costs)
+        seed = self.settings.training.seed
+        result = Likelihood.of(sums, health_of(self.model, self._code_of_zeros(2), seed=seed))
+        names = [*_scalars(result), *(("bleu4", "rouge_l") if self.samples is not None else ())]
+        return {name: "+" if name.startswith("z_use_") else BETTER.get(name, "") for name in names}
+
+    def _code_of_zeros(self, rows: int) -> Code:
+        pooled = torch.zeros(rows, self.model.backbone.config.hidden_size)
+        heads = next(self.model.latent.parameters(), pooled)
+        with torch.no_grad(), self.model.evaluating():
+            return self.model.latent.infer(pooled.to(heads))
 
     def _of_all_ranks(self, code: Code | None) -> Code:
         """Return the codes of all ranks' rows; ranks without a row have a share of 0 rows."""
         if code is None:
-            pooled = torch.zeros(0, self.model.backbone.config.hidden_size)
-            heads = next(self.model.latent.parameters(), pooled)
-            with torch.no_grad(), self.model.evaluating():
-                code = self.model.latent.infer(pooled.to(heads))
+            code = self._code_of_zeros(0)
         device = self.world.device
         return code.map(lambda tensor: all_gather_uneven_rows(tensor.to(device)).cpu())
 
-    def _generate(self, step: int, samples: VAEBatch) -> None:
-        """Write greedy answers from the code's mean beside the references."""
+    def _generate(self, step: int, samples: VAEBatch) -> dict[str, float]:
+        """Write greedy answers from the code's mean beside the references -> their scores."""
         # Generate from the mean.
         batch = samples.to(self.world.device)
         with torch.no_grad(), self.model.evaluating():
@@ -96,10 +133,9 @@ class Validation:
         references = [decode(row.tolist()) for row in batch.response.rows()]
         metrics = ReconstructionMetrics()
         metrics.update(generated, references)
-        scores = metrics.compute()
-        self.telemetry.scalars(
-            step, {"bleu4": scores.bleu4, "rouge_l": scores.rouge_l}, "validation/"
-        )
+        result = metrics.compute()
+        scores = {"bleu4": result.bleu4, "rouge_l": result.rouge_l}
+        self.telemetry.scalars(step, scores, "validation/")
         instruction = decode(batch.instruction.rows()[0].tolist())
         self.telemetry.text(
             step,
@@ -107,3 +143,11 @@ class Validation:
             f"  instruction: {instruction}\n  reference:   {references[0]}\n"
             f"  generated:   {generated[0]}",
         )
+        return scores
+
+
+def _scalars(result: Likelihood) -> dict[str, float]:
+    """Return every figure by the name that it is logged under."""
+    figures = result.to_json()
+    scalars = {f"z_use_{what}": cost for what, cost in figures.pop("costs").items()}
+    return scalars | {name: float(value) for name, value in figures.items()}
