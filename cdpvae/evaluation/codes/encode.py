@@ -82,6 +82,7 @@ def encode_file(opened: OpenedRun, options: EncodeOptions) -> Encoded:
     if output.exists():
         raise ValueError(f"output={str(output)!r} exists; remove it or name another file")
     # All that the codes depend on goes into the schema, and says what may be continued.
+    # What the codes depend on goes into the file; unfinished work on anything else is refused.
     description = {
         **describe_model(opened),
         "input": source.identity(),
@@ -96,6 +97,7 @@ def encode_file(opened: OpenedRun, options: EncodeOptions) -> Encoded:
         open_work(work, identity, output)
         rows_now, seconds = _encode_parts(opened, options, source, schema, work)
         done = _totals(work, rows_now, seconds)
+        # A file without a row would only hide that nothing was understood.
         if not done.rows:
             reasons = ", ".join(f"{reason} ({n})" for reason, n in done.skipped.items())
             shutil.rmtree(work)
@@ -133,6 +135,7 @@ def _encode_parts(
     """Write the parts that are missing -> rows encoded now, and the seconds it took."""
     # What an earlier run finished is not read again.
     finished = [_part_facts(path) for path in _parts(work)]
+    # The last part says so itself: an input may end exactly with a full part.
     if finished and finished[-1]["last"]:
         return 0, 0.0
     parts = _read_parts(opened, options, source, sum(facts["read"] for facts in finished))
@@ -145,12 +148,14 @@ def _encode_parts(
     ):
         part: Part | None = next(parts)
         while part is not None:
+            # The reader's thread has the next part; None after the last one.
             following = reader.submit(next, parts, None)
             code = None
             if part.tokens:
                 code = encode_tokens(opened, part.tokens, options.rows_per_batch)
             after = following.result()
             table = _table(part, code, schema, last=after is None)
+            # A part is whole or absent, so that its file name says that it is finished.
             sink = pa.BufferOutputStream()
             pq.write_table(table, sink)
             files.write_bytes(work / f"part-{number:05d}.parquet", memoryview(sink.getvalue()))
@@ -164,6 +169,7 @@ def _read_parts(
     opened: OpenedRun, options: EncodeOptions, source: Source, start: int
 ) -> Iterator[Part]:
     """Yield the parts from record `start` on, at least one, perhaps without records."""
+    # One part at least, so that an empty input has its counts too.
     records = source.records(start)
     for number in itertools.count():
         raw_records = list(itertools.islice(records, options.part_records))
@@ -230,6 +236,7 @@ def _part_facts(path: Path) -> dict[str, Any]:
 
 def _totals(work: Path, rows_now: int, seconds: float) -> Encoded:
     """Add up the counts of all parts."""
+    # Of all parts, those of earlier runs too: the report is that of the whole file.
     skipped: dict[str, int] = {}
     paths = _parts(work)
     facts = [_part_facts(path) for path in paths]
@@ -248,6 +255,7 @@ def _totals(work: Path, rows_now: int, seconds: float) -> Encoded:
 def _join(parts: list[Path], schema: pa.Schema, output: Path) -> None:
     """Put all parts into one file, a row group each, which is whole or absent."""
     assert schema.metadata and KEY in schema.metadata
+    # One part in memory at a time; the name of the output appears when all of it is on the disk.
     joined = parts[0].with_name("joined.parquet")
     with pq.ParquetWriter(joined, schema) as writer:
         for path in parts:
