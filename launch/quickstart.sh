@@ -90,6 +90,10 @@ step "latent space"
 python -m cdpvae.check_latents --checkpoint "$checkpoint" --baseline "$baseline" \
     --output "$run/results"
 
+step "everything about the latent space, on one page"
+python -m cdpvae.evaluate --checkpoint "$checkpoint" --baseline "$baseline" --num-rows 1000 \
+    --iw-rows 50 --iw-samples 50 --dimension-rows 50 --max-length 48 --output "$run/results"
+
 step "a walk between two instructions"
 python -m cdpvae.generate --checkpoint "$checkpoint" --interpolate --num-steps 5 --max-length 48 \
     --text \
@@ -104,6 +108,7 @@ cat <<END
 
 Where to look next
   curves        .venv/bin/tensorboard --logdir $run/model/logs
+  evaluation    $run/results/evaluation.html
   latents       $run/results/latents.png
   texts         $run/results/reconstruction.json
   write         .venv/bin/python -m cdpvae.generate --checkpoint $checkpoint --samples 5

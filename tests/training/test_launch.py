@@ -131,7 +131,7 @@ def test_tensorboard_has_every_metric(launched):
     [
         (["--learning-rat", "1"], ["learning-rat"]),
         (["--precision", "fp8"], ["fp8", "bf16"]),
-        (["--max-steps", "1"], ["total_steps", "1", "2"]),
+        (["--max-steps", "1"], ["beta_cycles=2", "1 steps"]),
         (["--backbone", "no/such/place"], ["no/such/place"]),
         (["--processed-dir", "nowhere"], ["nowhere"]),
         (["--resume", "latest"], ["latest"]),

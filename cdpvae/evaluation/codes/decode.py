@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import os
 import shutil
 from collections.abc import Iterator
@@ -138,8 +139,10 @@ def _texts(
         rows = torch.arange(start, start + len(table), device=model.device)
         noise = model.training_noise(rows, seed=options.seed, epoch=EVALUATION_EPOCH)
         z = model.latent.sample(code, noise)
-    # Tokens of a batch are drawn by a generator of its own.
-    generator = torch.Generator(device=model.device).manual_seed(options.seed + start)
+    # Tokens of a batch are drawn by a generator of its own; a sum of seed and place would give the
+    # next seed the draws of the next batch.
+    key = random.Random(f"{options.seed}/{start}").getrandbits(63)
+    generator = torch.Generator(device=model.device).manual_seed(key)
     ids = model.generate(
         z,
         max_length=options.max_length,

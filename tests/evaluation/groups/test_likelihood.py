@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdpvae.config import NoLatentConfig
-from cdpvae.evaluation.encoded import encode_rows
+from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.groups import likelihood as group
 from cdpvae.evaluation.likelihood import backbone_nll, evaluate_likelihood
 from support.opened import ROWS, given_run, random_batches
@@ -126,12 +126,28 @@ def test_the_baseline_is_paired_with_the_same_rows(make_model):
     few = measure(opened, baseline=without, iw_rows=5)
     chosen = encode_rows(opened, ROWS, seed=SEED, progress=silent).choose(5, seed=SEED)
     other = encode_rows(without, ROWS, seed=SEED, progress=silent).select(chosen)
-    gap = few["IW-NLL"].value - float(other.nll(other.z).mean())
+    rival = other.backbone_nll() if itself < alone.nll_q else other.nll(other.z)
+    gap = few["IW-NLL"].value - float(rival.mean())
     assert few["IW-NLL minus NLL without z"].value == pytest.approx(gap)
     assert "IW-NLL minus NLL without z" in [figure.name for figure in figures.figures]
     assert "PPL per word, NLL without z" in [figure.name for figure in figures.figures]
     with pytest.raises(ValueError, match="trained with a latent"):
         measure(opened, baseline=opened)
+
+
+def test_the_better_of_two_figures_without_z_counts(make_model, monkeypatch):
+    """Whichever of backbone and tuned decoder is better is the rival, and is named."""
+    batches = random_batches()
+    opened = given_run(make_model(), batches)
+    without = given_run(make_model(latent=NoLatentConfig()), batches)
+    for offset, best in ((-1e4, "the backbone itself"), (1e4, "the decoder without z")):
+        monkeypatch.setattr(
+            EncodedRows, "backbone_nll", lambda rows, offset=offset: rows.nll(rows.z) + offset
+        )
+        figures = measure(opened, baseline=without)
+        gap = figures["-ELBO minus NLL without z"]
+        rival = figures[f"NLL of {best}"].value
+        assert gap.value == pytest.approx(figures["-ELBO"].value - rival) and best in gap.note
 
 
 def test_a_model_without_a_latent_has_an_exact_likelihood_alone(make_model):
