@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 import os
+import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
