@@ -24,6 +24,8 @@ from cdpvae.experiments.table import FAILED, FINISHED, Row, SweepTable
 from cdpvae.files import locked
 
 Measure = Callable[[Path, str | None], dict[str, float]]
+# Signals that end a sweep in order.
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 VERSIONS_OF = ("cdpvae", "torch", "transformers", "deepspeed")
 
 
@@ -58,7 +60,7 @@ class Sweep:
         run after another. Raises ValueError for a table of other settings, KeyboardInterrupt
         after SIGINT or SIGTERM, when trainings have been stopped.
         """
-        with locked(self.output), _sigterm_interrupts():
+        with locked(self.output), _signals_interrupt():
             # Every row is compared with its settings before any run starts.
             table = SweepTable(self.output / "sweep.csv", list(plan[0].varied))
             if table.torn:
@@ -190,18 +192,20 @@ def versions() -> str:
     return "; ".join(found)
 
 
-class _sigterm_interrupts:
-    """While it lasts, SIGTERM does what the keyboard's interrupt does."""
+class _signals_interrupt:
+    """While it lasts, SIGTERM and SIGINT do what the keyboard's interrupt does."""
 
     def __enter__(self) -> None:
         # Only the main thread may set handlers; in another one nothing is changed.
         self.main = threading.current_thread() is threading.main_thread()
         if self.main:
-            self.before = signal.signal(signal.SIGTERM, _interrupt)
+            # SIGINT too: a process that a script started in the background ignores it by default.
+            self.before = {number: signal.signal(number, _interrupt) for number in STOPPING}
 
     def __exit__(self, *details: object) -> None:
         if self.main:
-            signal.signal(signal.SIGTERM, self.before)
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
 
 
 def _interrupt(number: int, frame: object) -> None:
