@@ -15,6 +15,7 @@ from cdpvae.experiments.measure import Evaluation
 from support.runs import merged, train
 
 
+@pytest.mark.slow
 @pytest.mark.launch
 def test_a_sweep_of_two_settings(small_settings, tmp_path, capsys):
     config = tmp_path / "base.json"
