@@ -5,18 +5,10 @@ Legend: N rows.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from cdpvae.evaluation.figures import Figure
-
-
-def standard_error(values_N: Tensor) -> float | None:
-    """Return the standard error of the mean over rows; None for fewer than two."""
-    if len(values_N) < 2:
-        return None
-    return float(values_N.double().std() / math.sqrt(len(values_N)))
+from cdpvae.evaluation.statistics import mean_and_error, ratio_and_error
 
 
 def mean_figure(
@@ -34,13 +26,14 @@ def mean_figure(
     values_N: one a row.
     unit, estimator, cap, note: as in `Figure`.
     """
+    value, error = mean_and_error(values_N)
     return Figure(
         name=name,
-        value=float(values_N.double().mean()),
+        value=value,
         unit=unit,
         estimator=estimator,
         rows=len(values_N),
-        standard_error=standard_error(values_N),
+        standard_error=error,
         cap=cap,
         note=note,
     )
@@ -61,17 +54,15 @@ def ratio_figure(
     values_N, counts_N: one of each a row.
     unit, estimator, note: as in `Figure`.
 
-    The standard error is that of a ratio of means, to first order (Cochran 1977, section 6.4).
+    The standard error is that of `ratio_and_error`.
     """
-    values, counts = values_N.double(), counts_N.double()
-    ratio = values.sum() / counts.sum()
-    error = standard_error((values - ratio * counts) / counts.mean())
+    ratio, error = ratio_and_error(values_N, counts_N)
     return Figure(
         name=name,
-        value=float(ratio),
+        value=ratio,
         unit=unit,
         estimator=estimator,
-        rows=len(values),
+        rows=len(values_N),
         standard_error=error,
         note=note,
     )

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
+
+import torch
+from torch import Tensor
 
 # Parts of the rows that the jackknife leaves out one after another.
 JACKKNIFE_PARTS = 10
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean of independent values and its standard error, None for a single value."""
-    if not values:
+def mean_and_error(values: Sequence[float] | Tensor) -> tuple[float, float | None]:
+    """Return the mean of independent values (N,) and its standard error, None for a single one."""
+    numbers = torch.as_tensor(values, dtype=torch.float64)
+    if not len(numbers):
         return math.nan, None
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return fmean(values), error
+    error = float(numbers.std() / math.sqrt(len(numbers))) if len(numbers) > 1 else None
+    return float(numbers.mean()), error
 
 
 def ratio_and_error(
-    numerators: Sequence[float], denominators: Sequence[float]
+    numerators: Sequence[float] | Tensor, denominators: Sequence[float] | Tensor
 ) -> tuple[float, float | None]:
-    """Return sum over sum of paired values, and its standard error by linearisation.
+    """Return sum over sum of paired values (N,), and its standard error by linearisation.
 
     Cochran 1977, section 6.3. NaN without anything to divide by.
     """
-    total = sum(denominators)
+    above = torch.as_tensor(numerators, dtype=torch.float64)
+    below = torch.as_tensor(denominators, dtype=torch.float64)
+    total = float(below.sum())
     if not total:
         return math.nan, None
-    ratio = sum(numerators) / total
+    ratio = float(above.sum()) / total
     # Numerator and denominator vary together; the residuals hold both.
-    residuals = [a - ratio * b for a, b in zip(numerators, denominators, strict=True)]
-    _, error = mean_and_error(residuals)
-    return ratio, None if error is None else error * len(residuals) / total
+    _, error = mean_and_error(above - ratio * below)
+    return ratio, None if error is None else error * len(below) / total
 
 
 def jackknife_errors(

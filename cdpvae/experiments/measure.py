@@ -7,15 +7,15 @@ B batches, its variance is B / (B - 1) * sum_b (S_b - figure * R_b)^2 / R^2 (Coc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
 from cdpvae.evaluation.likelihood import Likelihood, LikelihoodSums, health_of, measure_batches
+from cdpvae.evaluation.statistics import ratio_and_error
 from cdpvae.experiments.table import FIGURES
 
 
@@ -65,11 +65,7 @@ class Evaluation:
         assert self.baseline is not None
         if processed not in self._measured:
             other = open_run(self.baseline, device=place)
-            if other.model.latent.reads_text:
-                raise ValueError(
-                    f"baseline={self.baseline!r} was trained with a latent; give a run of "
-                    "--latent none"
-                )
+            check_baseline(other)
             self._measured[processed] = self.figures(other, processed)
         return self._measured[processed]
 
@@ -112,9 +108,4 @@ def ratio_error(batches: Sequence[tuple[float, float]]) -> float | None:
     """
     # A figure over other rows than all, such as a cost, has its own R.
     counted = [(value, rows) for value, rows in batches if rows]
-    if len(counted) < 2:
-        return None
-    rows = sum(part for _, part in counted)
-    mean = sum(value for value, _ in counted) / rows
-    squares = sum((value - mean * part) ** 2 for value, part in counted)
-    return math.sqrt(len(counted) / (len(counted) - 1) * squares) / rows
+    return ratio_and_error([value for value, _ in counted], [rows for _, rows in counted])[1]

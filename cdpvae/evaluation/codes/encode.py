@@ -125,7 +125,7 @@ def encode_tokens(opened: OpenedRun, tokens: list[list[int]], rows_per_batch: in
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
     code = type(codes[0]).concat(codes).to(torch.float32, "cpu")
-    return code.map(lambda tensor: tensor.cpu()[back])
+    return code.map(lambda tensor: tensor[back])
 
 
 @torch.no_grad()

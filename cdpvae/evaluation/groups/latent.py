@@ -15,9 +15,10 @@ from torch import Tensor
 
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
-from cdpvae.evaluation.estimates import mean_figure, standard_error
+from cdpvae.evaluation.estimates import mean_figure
 from cdpvae.evaluation.figures import Figure, FigureGroup
 from cdpvae.evaluation.latents import LatentFigures, measure_code, require_latent
+from cdpvae.evaluation.statistics import mean_and_error
 from cdpvae.latents import GeneratorNoise, Latent
 from cdpvae.latents.aggregate import (
     COVERED_KL,
@@ -125,7 +126,7 @@ def _code_figures(latent: Latent, measured: LatentFigures, kl: Tensor | None) ->
 
     # What is spent, and in how many dimensions.
     if measured.rate_per_dim.numel():
-        error = None if kl is None else standard_error(kl)
+        error = None if kl is None else mean_and_error(kl)[1]
         add("KL", measured.rate, "nats per sequence", "closed form", error=error)
     for threshold, count in measured.active_units.items():
         name, how = f"active units at {threshold:g}", f"variance of mu over rows > {threshold:g}"

@@ -20,7 +20,7 @@ from typing import Any
 import cdpvae
 from cdpvae import files
 from cdpvae.data import PreprocessedDataset
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
 from cdpvae.evaluation.figures import FigureGroup
 from cdpvae.evaluation.page import html_page
 from cdpvae.evaluation.scorer import TextScorer
@@ -181,10 +181,7 @@ def _open_baseline(options: WholeOptions, opened: OpenedRun) -> OpenedRun | None
     baseline = open_run(
         options.baseline, backbone=options.backbone, device=str(opened.model.device)
     )
-    if baseline.model.latent.reads_text:
-        raise ValueError(
-            f"baseline={options.baseline!r} was trained with a latent; give a run of --latent none"
-        )
+    check_baseline(baseline)
     return baseline
 
 
