@@ -54,6 +54,13 @@ class LossConfig(Group):
         default="bce",
         description="multi-label BCE (the original description) or -log softmax (literature)",
     )
+    # Order: z and a position alone must predict the token there.
+    order_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the prediction of each token from z and its place, no word read; "
+        "needs model.positional_slots; 0 is off",
+    )
     # InfoNCE: mu must tell its own augmented view from those of other rows.
     contrastive_weight: float = Field(default=0.1, ge=0, description="weight of InfoNCE; 0 is off")
     temperature: float = Field(
@@ -67,6 +74,32 @@ class LossConfig(Group):
     word_dropout: float = Field(
         default=0.4, ge=0, le=1, description="share of decoder inputs dropped"
     )
+    word_dropout_start: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share dropped in the first step, from where it falls linearly to "
+        "word_dropout; null is word_dropout throughout",
+    )
+    word_dropout_ramp_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="share of the run over which it falls"
+    )
+
+    @model_validator(mode="after")
+    def _word_dropout(self) -> LossConfig:
+        """Refuse a way without a start, and one that rises."""
+        start, ratio = self.word_dropout_start, self.word_dropout_ramp_ratio
+        if start is None and ratio != type(self).model_fields["word_dropout_ramp_ratio"].default:
+            raise ValueError(
+                f"word_dropout_ramp_ratio={ratio} has no effect without word_dropout_start; drop "
+                "one or set both"
+            )
+        if start is not None and start < self.word_dropout:
+            raise ValueError(
+                f"word_dropout_start={start} is below word_dropout={self.word_dropout}, to which "
+                "it falls; raise it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rate_target(self) -> LossConfig:

@@ -41,9 +41,16 @@ class Settings(Group):
             _set(self.loss, contrastive_weight=0.0, queue_size=0)
             _set(self.augmentation, augmentation_probability=0.0)
         if without_latent:
-            _set(self.loss, bow_weight=0.0, beta_max=0.0, rate_target=None)
+            _set(self.loss, bow_weight=0.0, order_weight=0.0, beta_max=0.0, rate_target=None)
+            _set(self.model, positional_slots=0)
             _set(self.collapse, enable_collapse_monitoring=False)
         self._check_rate_target()
+        # The order of the words is asked of the states that positional_slots makes.
+        if self.loss.order_weight and not self.model.positional_slots:
+            raise ValueError(
+                f"order_weight={self.loss.order_weight} has no effect with positional_slots=0; set "
+                "slots, about as many as a text has tokens, or drop it"
+            )
         # InfoNCE compares two views, and the queue holds second views.
         views = self.augmentation.augmentation_probability > 0
         if self.loss.contrastive_weight > 0 and not views:

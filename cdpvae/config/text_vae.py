@@ -44,6 +44,20 @@ class ModelConfig(Group):
     pooling_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="dropout of the pooling's attention weights"
     )
+    pooling_queries: int = Field(
+        default=1, ge=1, description="learned queries of the pooling; results stand side by side"
+    )
+    pooling_positions: int = Field(
+        default=0,
+        ge=0,
+        description="rows of a learned table that tells the pooling where each token stands; later "
+        "tokens share the last, 0 is off",
+    )
+    projections: Literal["mlp", "linear"] = Field(
+        default="mlp",
+        description="what maps pooled texts to the posterior and z to the soft prompts: MLPs, or "
+        "one linear layer each, which learns faster and is smaller",
+    )
     vae_hidden_dim: int = Field(
         default=2048, ge=1, description="width of encoder and projector MLPs"
     )
@@ -68,6 +82,15 @@ class ModelConfig(Group):
     )
     prefix_scale_init: float = Field(
         default=0.1, description="initial per-layer scale of the deep prefix"
+    )
+    positional_slots: int = Field(
+        default=0,
+        ge=0,
+        description="vectors made of z that every position of the response reads through a learned "
+        "table and adds to its input; 0 is off",
+    )
+    positional_length: int = Field(
+        default=1024, ge=1, description="rows of that table; later positions share the last"
     )
     # LoRA (Hu et al. 2021) of the decoder pass.
     lora_r: int = Field(default=64, ge=1, description="rank of the LoRA matrices")
@@ -137,8 +160,16 @@ class ModelConfig(Group):
             )
         if not self.lora_target_modules:
             raise ValueError("lora_target_modules=[] must name at least one projection")
+        # What belongs to the MLPs alone.
+        for name in _MLP_SETTINGS if self.projections == "linear" else ():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name}={value} has no effect with projections='linear'; drop one"
+                )
         # The noise of dropout has a variance too: measured, it held the rate in training alone.
-        dropout = max(self.encoder_dropout, self.pooling_dropout)
+        mlp_dropout = self.encoder_dropout if self.projections == "mlp" else 0.0
+        dropout = max(mlp_dropout, self.pooling_dropout)
         if getattr(self.latent, "posterior", None) == "batch_norm" and dropout:
             raise ValueError(
                 f"posterior='batch_norm' with encoder_dropout={self.encoder_dropout} and "
@@ -146,3 +177,7 @@ class ModelConfig(Group):
                 "rate, whatever the texts; set both to 0"
             )
         return self
+
+
+# Settings of the MLPs, without effect where there are none.
+_MLP_SETTINGS = ("vae_hidden_dim", "encoder_dropout", "projector_dropout")

@@ -47,7 +47,7 @@ class VariationalEncoder(nn.Module):
 
     input_dim: D.
     latent_dim: Z.
-    hidden_dim: width of both layers.
+    hidden_dim: width of both layers; None leaves them out, the heads read the pooled text itself.
     dropout: after each of them.
     logvar_init_bias, logvar_clamp: where logvar starts, and the bounds it is held in.
 
@@ -60,7 +60,7 @@ class VariationalEncoder(nn.Module):
         self,
         input_dim: int,
         latent_dim: int = DEFAULT_LATENT.latent_dim,
-        hidden_dim: int = DEFAULT.vae_hidden_dim,
+        hidden_dim: int | None = DEFAULT.vae_hidden_dim,
         dropout: float = DEFAULT.encoder_dropout,
         logvar_init_bias: float = DEFAULT_LATENT.logvar_init_bias,
         logvar_clamp: float = DEFAULT_LATENT.logvar_clamp,
@@ -68,14 +68,17 @@ class VariationalEncoder(nn.Module):
         super().__init__()
         self.logvar_clamp = logvar_clamp
         # Two layers that both heads share.
-        self.mlp = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-        )
+        self.mlp = nn.Sequential()
+        if hidden_dim is not None:
+            self.mlp = nn.Sequential(
+                nn.Linear(input_dim, hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden_dim, hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+            )
+        hidden_dim = hidden_dim or input_dim
         self.mu_head = nn.Linear(hidden_dim, latent_dim)
         self.logvar_head = nn.Linear(hidden_dim, latent_dim)
         # Start with a small, nearly constant variance.
@@ -132,7 +135,7 @@ class Gaussian(Latent):
         encoder = VariationalEncoder(
             input_dim,
             latent.latent_dim,
-            config.vae_hidden_dim,
+            config.vae_hidden_dim if config.projections == "mlp" else None,
             config.encoder_dropout,
             latent.logvar_init_bias,
             latent.logvar_clamp,

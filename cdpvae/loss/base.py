@@ -56,6 +56,9 @@ class LossInputs:
     anchor (B, F): one vector a row that stands for the text, with its graph.
     view (B, F): the same of the augmented texts, where they were computed.
     bow_head: predicts the response's tokens from z, V outputs; None without a latent.
+    predicted (R, D): hidden states of the response's R positions that know z and their place but
+        no word; None where the model makes none.
+    predicted_positions (N,) int64: the rows of `predicted` that predict `targets`.
     """
 
     hidden: Tensor
@@ -69,6 +72,8 @@ class LossInputs:
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
     view: Tensor | None = None
     bow_head: LinearHead | None = None
+    predicted: Tensor | None = None
+    predicted_positions: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from cdpvae.config import Settings
 from cdpvae.loss.base import Gather, LossInputs, LossTerm, StepContext
 from cdpvae.loss.bow import BagOfWords
 from cdpvae.loss.contrastive import Contrastive, InfoNCELoss, MomentumQueue
+from cdpvae.loss.order import Order
 from cdpvae.loss.rate import Rate
 from cdpvae.loss.reconstruction import Reconstruction
 
@@ -41,6 +42,7 @@ def build_objective(settings: Settings, flat_dim: int, world_size: int) -> Objec
             InfoNCELoss(loss.temperature, loss.normalize_latents),
             MomentumQueue(loss.queue_size, dim=max(flat_dim, 1)),
         ),
+        Order(loss.objective, impl),
     ]
     return Objective(terms, settings.training.gradient_accumulation_steps * world_size)
 

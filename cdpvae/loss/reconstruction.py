@@ -11,7 +11,7 @@ Legend: T packed positions, N target positions, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -43,10 +43,9 @@ class Reconstruction(LossTerm):
         token_sum = reconstruction_nll(
             inputs.hidden, inputs.head_weight, inputs.positions, inputs.targets, impl=self.impl
         )
-        # At least 1: a count of 0 comes with a sum of 0, and 0 / 0 would be NaN.
-        divisor = max(step.schedule.target_divisor, 1.0)
-        per_token = token_sum * (step.micro_batches_per_step / divisor)
-        per_sequence = token_sum / inputs.response.num_rows
+        rows = inputs.response.num_rows
+        _, per_token = mean_of_targets(token_sum, "per_token", rows, step)
+        _, per_sequence = mean_of_targets(token_sum, "elbo", rows, step)
         elbo = self.objective == "elbo"
         return [
             Term(name="recon", value=per_token, weight=0.0 if elbo else 1.0, per="token"),
@@ -57,6 +56,23 @@ class Reconstruction(LossTerm):
                 per="row",
             ),
         ]
+
+
+def mean_of_targets(
+    token_sum: Tensor, objective: str, num_rows: int, step: StepContext
+) -> tuple[Literal["token", "row"], Tensor]:
+    """Divide a micro-batch's sum over targets () as the objective says -> what it is per, and ().
+
+    token_sum: in nats.
+    objective: `per_token`, by the targets of the whole step; `elbo`, by the micro-batch's rows.
+    num_rows: B.
+    step: has the divisor.
+    """
+    if objective == "elbo":
+        return "row", token_sum / num_rows
+    # At least 1: a count of 0 comes with a sum of 0, and 0 / 0 would be NaN.
+    divisor = max(step.schedule.target_divisor, 1.0)
+    return "token", token_sum * (step.micro_batches_per_step / divisor)
 
 
 def reconstruction_nll(

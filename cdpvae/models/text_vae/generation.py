@@ -35,6 +35,10 @@ class Writer(Protocol):
         """Return the soft prompts of z -> (B, P, D)."""
         ...
 
+    def embed_at(self, ids: Tensor, z: Tensor, position: int) -> Tensor:
+        """Return the decoder's input for tokens (B,) at one position -> (B, 1, D)."""
+        ...
+
 
 def choose_token(
     logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None = None
@@ -86,13 +90,12 @@ def generate_ids(
     cache = DynamicCache(config=backbone.config)
     position = model.fill_prefix_cache(z, cache)
     # Start every row from its soft prompts and BOS.
-    bos = torch.full((len(z), 1), tokens.bos, device=embedding.device)
-    inputs = F.embedding(bos, embedding)
-    inputs = torch.cat((model.soft_prompts(z), inputs), dim=1)
+    bos = torch.full((len(z),), tokens.bos, device=embedding.device)
+    inputs = torch.cat((model.soft_prompts(z), model.embed_at(bos, z, 0)), dim=1)
     finished = torch.zeros(len(z), dtype=torch.bool, device=embedding.device)
     written: list[Tensor] = []
     # Append one token a step to every row, pad to those that have ended.
-    for _ in range(max_length):
+    for written_tokens in range(1, max_length + 1):
         hidden = backbone.decode_step(inputs, cache, position)
         position += inputs.shape[1]
         logits = F.linear(hidden[:, -1], backbone.head_weight)
@@ -102,5 +105,5 @@ def generate_ids(
         finished = finished | (token == tokens.eos)
         if bool(finished.all()):
             break
-        inputs = F.embedding(token[:, None], embedding)
+        inputs = model.embed_at(token, z, written_tokens)
     return torch.stack(written, dim=1)

@@ -16,12 +16,12 @@ DEFAULT = ModelConfig()
 
 
 class SoftPromptProjector(nn.Module):
-    """Project z to P embeddings: MLP, reshape, position embedding N(0, 0.02), LayerNorm.
+    """Project z to P embeddings: MLP or matrix, position embedding N(0, 0.02), LayerNorm.
 
     Soft prompts: Lester et al. 2021.
 
     latent_dim: Z.
-    hidden_dim: width of the MLP's first layer.
+    hidden_dim: width of the MLP's first layer; None is one linear layer instead of the MLP.
     output_dim: D.
     num_soft_tokens: P.
     dropout: rate after both inner layers of the MLP.
@@ -30,22 +30,25 @@ class SoftPromptProjector(nn.Module):
     def __init__(
         self,
         latent_dim: int,
-        hidden_dim: int,
+        hidden_dim: int | None,
         output_dim: int,
         num_soft_tokens: int = DEFAULT.num_soft_tokens,
         dropout: float = DEFAULT.projector_dropout,
     ) -> None:
         super().__init__()
         self.num_soft_tokens = num_soft_tokens
-        self.mlp = nn.Sequential(
-            nn.Linear(latent_dim, hidden_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, output_dim),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(output_dim, num_soft_tokens * output_dim),
-        )
+        if hidden_dim is None:
+            self.mlp = nn.Sequential(nn.Linear(latent_dim, num_soft_tokens * output_dim))
+        else:
+            self.mlp = nn.Sequential(
+                nn.Linear(latent_dim, hidden_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(hidden_dim, output_dim),
+                nn.GELU(),
+                nn.Dropout(dropout),
+                nn.Linear(output_dim, num_soft_tokens * output_dim),
+            )
         self.position = nn.Parameter(torch.randn(1, num_soft_tokens, output_dim) * 0.02)
         self.norm = nn.LayerNorm(output_dim)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +29,11 @@ from cdpvae.models.text_vae import generation, storage
 from cdpvae.models.text_vae.backbone import Backbone, kv_heads_of
 from cdpvae.models.text_vae.card import model_card
 from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
+from cdpvae.models.text_vae.outputs import Decoded, ModelOutput
 from cdpvae.models.text_vae.packing import Packing
+from cdpvae.models.text_vae.positional import PositionalProjector, root_mean_square
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
 from cdpvae_kernels import Stream, prefixed_embedding, prefixed_positions, word_dropout
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """The decoder's packed output.
-
-    hidden (T + B*P, D): in the prefixed packing. positions (T,) int64: where each position of the
-    response is in `hidden`.
-    """
-
-    hidden: Tensor
-    positions: Tensor
-
-
-@dataclass(frozen=True)
-class ModelOutput:
-    """What one forward pass gives.
-
-    code: q(z|x) of the B instructions. view: that of the augmented ones, where the batch has them.
-    z (B, *latent.shape): what the decoder was given. decoded: its hidden states.
-    """
-
-    code: Code
-    view: Code | None
-    z: Tensor
-    decoded: Decoded
 
 
 class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", license="apache-2.0"):
@@ -74,6 +49,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     latent: Latent
     projector: SoftPromptProjector | None
     deep_prefix: DeepPrefixProjector | None
+    positional: PositionalProjector | None
     bow_head: nn.Linear | None
     no_content_ids: Tensor
 
@@ -95,17 +71,26 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         # Modules are made in this order: it is that of the random numbers they start from and of
         # the parameters in a checkpoint.
         self.layer_mix = self.pooling = self.projector = self.deep_prefix = self.bow_head = None
+        self.positional = None
         family, hidden = family_of(config), llama.hidden_size
+        pooled = hidden
         if family.reads_text:
             if config.encoder_layer == "mix":
                 self.layer_mix = LayerMix(self.backbone.num_states)
-            self.pooling = AttentionPooling(hidden, config.pooling_heads, config.pooling_dropout)
-        self.latent = family.of(config, hidden)
+            self.pooling = AttentionPooling(
+                hidden,
+                config.pooling_heads,
+                config.pooling_dropout,
+                config.pooling_queries,
+                config.pooling_positions,
+            )
+            pooled = self.pooling.output_dim
+        self.latent = family.of(config, pooled)
         if family.reads_text:
             width = self.latent.flat_dim
             self.projector = SoftPromptProjector(
                 width,
-                config.vae_hidden_dim,
+                config.vae_hidden_dim if config.projections == "mlp" else None,
                 hidden,
                 config.num_soft_tokens,
                 config.projector_dropout,
@@ -122,6 +107,14 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
                     config.prefix_scale_init,
                 )
             self.bow_head = nn.Linear(width, llama.vocab_size)
+            if config.positional_slots:
+                self.positional = PositionalProjector(
+                    width,
+                    hidden,
+                    config.positional_slots,
+                    config.positional_length,
+                    root_mean_square(self.backbone.embedding_weight),
+                )
 
     @property
     def num_prompts(self) -> int:
@@ -136,6 +129,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def head_modules(self) -> dict[str, nn.Module]:
         """Return the trainable modules beside LoRA, by attribute name."""
         names = ("layer_mix", "pooling", "latent", "projector", "deep_prefix", "bow_head")
+        names += ("positional",)
         modules = {name: getattr(self, name) for name in names}
         return {name: module for name, module in modules.items() if module is not None}
 
@@ -182,6 +176,16 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         embeds, cu_seqlens = prefixed_embedding(
             embedding, input_ids, response.cu_seqlens, prompts, impl=self.impl
         )
+        every = torch.arange(input_ids.numel(), device=input_ids.device)
+        positions = prefixed_positions(every, response.cu_seqlens, num_prompts)
+        # What z says of each position is added to the word that stands there.
+        predicted = None
+        if self.positional is not None:
+            layout = Packing.of(response.cu_seqlens, input_ids.numel(), response.max_len)
+            states = self.positional.states(flat_z(z), layout)
+            additions = self.positional.additions(states).to(embeds.dtype)
+            embeds = embeds.index_add(0, positions, additions)
+            predicted = self.positional.predictions(states)
         # Keys and values of the deep prefix come before these.
         prefixes = self.deep_prefix(flat_z(z)) if self.deep_prefix is not None else None
         prefix_len = self.config.num_soft_tokens if prefixes is not None else 0
@@ -189,8 +193,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
             cu_seqlens, embeds.shape[0], response.max_len + num_prompts, prefix_len
         )
         hidden = self.backbone.decode(embeds, packing, prefixes)
-        every = torch.arange(input_ids.numel(), device=input_ids.device)
-        return Decoded(hidden, prefixed_positions(every, response.cu_seqlens, num_prompts))
+        return Decoded(hidden, positions, predicted)
 
     def _prompts(self, z: Tensor | None, num_rows: int) -> Tensor:
         """Return the soft prompts (B, P, D) in the embedding's dtype; P is 0 without a latent."""
@@ -202,6 +205,17 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
     def soft_prompts(self, z: Tensor) -> Tensor:
         """Return the soft prompts of z (B, *latent.shape) -> (B, P, D)."""
         return self._prompts(z, z.shape[0])
+
+    def embed_at(self, ids: Tensor, z: Tensor | None, position: int) -> Tensor:
+        """Return the decoder's input for the tokens (B,) at one position of responses of z.
+
+        -> (B, 1, D).
+        """
+        embedding = self.backbone.embedding_weight
+        embeds = nn.functional.embedding(ids[:, None], embedding)
+        if self.positional is None:
+            return embeds
+        return embeds + self.positional.addition_at(flat_z(z), position).to(embeds.dtype)
 
     def fill_prefix_cache(self, z: Tensor | None, cache: Cache) -> int:
         """Put the deep prefix of z into an empty cache -> the position of the next token."""

@@ -57,4 +57,6 @@ def loss_inputs(model: LlamaSoftPromptVAE, batch: VAEBatch, output: ModelOutput)
         penalties=latent.penalties(output.code),
         view=None if output.view is None else latent.flat(output.view),
         bow_head=model.bow_head,
+        predicted=output.decoded.predicted,
+        predicted_positions=batch.target_positions,
     )

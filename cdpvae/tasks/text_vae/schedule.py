@@ -26,6 +26,7 @@ class Schedule:
         self, settings: Settings, total_steps: int, interventions: AdaptiveInterventionScheduler
     ) -> None:
         self.settings = settings
+        self.total_steps = total_steps
         self.interventions = interventions
         self.rate_control = build_rate_controller(settings.loss)
         self.beta: Callable[[int], float] = self.rate_control or _annealed(settings, total_steps)
@@ -44,11 +45,19 @@ class Schedule:
             epoch=step_batch.epoch,
             beta=self.beta(step),
             weights=weights,
-            word_dropout=moved.word_dropout,
+            word_dropout=self.word_dropout(step),
             target_divisor=float(step_batch.target_divisor),
             row_divisor=step_batch.row_divisor,
             with_view=self.with_view(step),
         )
+
+    def word_dropout(self, step: int) -> float:
+        """Return the share of words dropped: it falls to the setting, or to where it was moved."""
+        start, last = self.settings.loss.word_dropout_start, self.interventions.word_dropout
+        if start is None:
+            return last
+        ramp_steps = self.settings.loss.word_dropout_ramp_ratio * self.total_steps
+        return last + (start - last) * max(0.0, 1 - step / ramp_steps)
 
     def with_view(self, step: int) -> bool:
         """Draw from (seed, step): every rank agrees, and so does a resumed run."""

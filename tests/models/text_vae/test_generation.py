@@ -14,8 +14,8 @@ from cdpvae.models.text_vae.generation import choose_token
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"deep_prefix": True}, {"latent": NoLatentConfig()}],
-    ids=["soft prompts", "deep prefix", "no latent"],
+    [{}, {"deep_prefix": True}, {"positional_slots": 3}, {"latent": NoLatentConfig()}],
+    ids=["soft prompts", "deep prefix", "positional", "no latent"],
 )
 def test_greedy_equals_teacher_forcing(make_model, settings):
     """What the cached steps chose is the argmax of one full pass over the result."""

@@ -45,6 +45,37 @@ def test_pooling_equals_multihead_attention():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("positions", [0, 4])
+def test_several_queries_equal_multihead_attention(positions):
+    """Three queries at once, with and without a table that says where a token stands."""
+    torch.manual_seed(0)
+    pooling = AttentionPooling(16, 4, num_queries=3, num_positions=positions).double().eval()
+    lengths, width = [3, 7, 1, 5], 16
+    packing, hidden = packing_of(lengths), torch.randn(16, 16).double()
+    states = hidden
+    if positions:
+        # Rows are longer than the table: what lies beyond shares its last row.
+        place = torch.cat([torch.arange(n) for n in lengths]).clamp(max=positions - 1)
+        unit = hidden / hidden.square().mean(1, keepdim=True).sqrt()
+        states = unit + pooling.positions[place]
+    mask = torch.arange(7)[None] >= torch.tensor(lengths)[:, None]
+    padded = packing.pad(states)
+    query = pooling.query.expand(4, 3, width)
+    theirs, _ = pooling.attention(query, padded, padded, key_padding_mask=mask)
+    theirs = pooling.norm(theirs).flatten(1)
+    # The softmax is fp32.
+    torch.testing.assert_close(pooling(hidden, packing), theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_without_positions_the_order_of_states_is_lost():
+    torch.manual_seed(0)
+    hidden, packing = torch.randn(6, 16), packing_of([6])
+    for positions in (0, 6):
+        pooling = AttentionPooling(16, 4, num_positions=positions).eval()
+        moved = (pooling(hidden, packing) - pooling(hidden.flip(0), packing)).abs().max()
+        assert (moved > 1e-3) == bool(positions)
+
+
 def test_pooling_heads_must_divide():
     with pytest.raises(ValueError, match="pooling_heads=5 must divide .* 16"):
         AttentionPooling(16, num_heads=5)
@@ -127,3 +158,14 @@ def test_word_dropout_touches_only_the_decoder_input(make_model, batch):
     assert torch.equal(batch.response.ids, before[0]) and torch.equal(batch.targets, before[1])
     model.eval()
     assert torch.equal(model._drop_words(batch, plan, seed=0), batch.response.ids)
+
+
+def test_linear_projections_are_affine():
+    """The middle of two inputs gives the middle of two outputs: no layer of the MLPs is left."""
+    torch.manual_seed(0)
+    encoder = Gaussian.of(ModelConfig(projections="linear"), 16).encoder
+    projector = SoftPromptProjector(6, None, 16, 4).mlp
+    for function, width in ((lambda x: encoder(x).mu, 16), (projector, 6)):
+        ends = torch.randn(2, width)
+        one, two = function(ends)
+        torch.testing.assert_close(function(ends.mean(0)), (one + two) / 2, rtol=1e-5, atol=1e-6)
