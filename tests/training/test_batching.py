@@ -76,7 +76,7 @@ def test_a_stream_trains_and_resumes(small_settings, tmp_path):
         pytest.param(
             {"validation_input": ["valid.jsonl"]},
             {},
-            "validation_input=['valid.jsonl'] has no effect with streaming=true",
+            r"validation_input=\['valid.jsonl'\] has no effect with streaming=true",
             id="split",
         ),
     ],
