@@ -3,6 +3,7 @@
     python -m cdpvae.preprocess --phase 1
     python -m cdpvae.preprocess --input records.jsonl more.json.gz --tokenizer DIR \\
         --processed-dir processed/mine --max-samples 10000 --decontaminate HumanEval.jsonl.gz
+    python -m cdpvae.preprocess --input train.txt --validation-input valid.txt --tokenizer DIR
 
 What happens to a record: `docs/data.md`; formats: `docs/formats.md`; on a cluster:
 `docs/data_cluster.md`. A killed run continues when it is started again. A result from the same

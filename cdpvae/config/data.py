@@ -87,6 +87,10 @@ class DataConfig(Group):
     validation_fraction: float = Field(
         default=0.02, ge=0, lt=1, description="share of rows in the validation split"
     )
+    validation_input: Strings = Field(
+        default=(),
+        description="files that are the validation split; rows of `input` are trained on",
+    )
     # Where preprocessing runs; the result does not depend on it.
     workers: int | None = Field(
         default=None, ge=1, description="preprocessing processes; default: cores"
@@ -122,11 +126,13 @@ class DataConfig(Group):
         """Refuse a changed setting whose switch is off: the user expects an effect."""
         minhash = self.deduplication == "minhash"
         exact = f"deduplication={self.deduplication}"
+        files = f"validation_input={json.dumps(self.validation_input)}"
         for active, switch, names in (
             (self.language_filter, "language_filter=false", _LANGUAGE_SETTINGS),
             (self.quality_filter, "quality_filter=false", _QUALITY_SETTINGS),
             (minhash, exact, _SIGNATURE_SETTINGS),
             (minhash or self.decontaminate, f"{exact} and no decontaminate", _NEAR_SETTINGS),
+            (not self.validation_input, files, _SHARE_SETTINGS),
         ):
             for name in () if active else names:
                 value, default = getattr(self, name), type(self).model_fields[name].default
@@ -149,3 +155,4 @@ _QUALITY_SETTINGS = (
 )
 _SIGNATURE_SETTINGS = ("num_permutations",)
 _NEAR_SETTINGS = ("shingle_words", "similarity")
+_SHARE_SETTINGS = ("validation_fraction",)

@@ -16,7 +16,7 @@ from cdpvae.config import DataConfig
 from cdpvae.data.dataset import MANIFEST, SCHEMA, read_manifest
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
 from cdpvae.preprocessing.filters.language import model_path
-from cdpvae.preprocessing.readers.source import Source
+from cdpvae.preprocessing.readers.source import Inputs, Source
 
 # Settings that say where and how fast, not what. The files that they name count by their hashes.
 _NOT_CONTENT = frozenset(
@@ -25,6 +25,7 @@ _NOT_CONTENT = frozenset(
         "input",
         "phase",
         "decontaminate",
+        "validation_input",
         "language_model",
         "workers",
         "shard_records",
@@ -35,19 +36,23 @@ _NOT_CONTENT = frozenset(
 
 
 def content_of(
-    config: DataConfig, sources: list[Source], wrapper: LlamaTokenizerWrapper
+    config: DataConfig, inputs: Inputs, wrapper: LlamaTokenizerWrapper
 ) -> dict[str, Any]:
     """Return all that the rows depend on. Raises ValueError for a missing model or file."""
     # Evaluation files count by their content, as inputs do.
     evaluation = [Source.parse(text) for text in config.decontaminate]
-    return {
+    content = {
         "schema": SCHEMA,
         "settings": config.model_dump(mode="json", exclude=set(_NOT_CONTENT)),
-        "inputs": [_identity(source) for source in sources],
+        "inputs": [_identity(source) for source in inputs.train],
         "decontaminate": [source.identity() for source in evaluation],
         "language_model": _language_model(config),
         "tokenizer": {"name": wrapper.name, "fingerprint": wrapper.fingerprint()},
     }
+    # Without such files the content is that of versions that did not know them.
+    if inputs.validation:
+        content["validation_input"] = [_identity(source) for source in inputs.validation]
+    return content
 
 
 def fingerprint(content: dict[str, Any]) -> str:
@@ -101,8 +106,8 @@ def differences(existing: dict[str, Any], content: dict[str, Any]) -> list[str]:
     changed = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     changed += [
         name
-        for name in ("inputs", "decontaminate", "language_model")
-        if existing[name] != content[name]
+        for name in ("inputs", "validation_input", "decontaminate", "language_model")
+        if existing.get(name) != content.get(name)
     ]
     # Two names of one tokenizer make no difference.
     if existing["tokenizer"]["fingerprint"] != content["tokenizer"]["fingerprint"]:

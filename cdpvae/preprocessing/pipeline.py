@@ -23,26 +23,23 @@ from tqdm import tqdm
 
 from cdpvae import files
 from cdpvae.config import DataConfig
-from cdpvae.data.dataset import MANIFEST, SPLITS
+from cdpvae.data.dataset import MANIFEST
 from cdpvae.data.tokenizer import LlamaTokenizerWrapper
-from cdpvae.preprocessing.counts import Counts
 from cdpvae.preprocessing.executors import available_cores
 from cdpvae.preprocessing.manifest import content_of, fingerprint, reusable_manifest
-from cdpvae.preprocessing.readers.source import PHASES, Source
+from cdpvae.preprocessing.readers.source import Inputs, Source
 from cdpvae.preprocessing.report.html import html_report
 from cdpvae.preprocessing.report.totals import count_sources, details, total_of
 from cdpvae.preprocessing.stages.candidates import Candidates
 from cdpvae.preprocessing.stages.deduplicate import Decisions, Deduplicator
 from cdpvae.preprocessing.stages.prepare import STAGE_FILE, NothingUsable, PrepareStage
 from cdpvae.preprocessing.stages.prepare_shard import ShardPreparer
+from cdpvae.preprocessing.stages.split import split_rows
 from cdpvae.preprocessing.stages.write import SplitWriter
 from cdpvae.preprocessing.work_directory import open_work, remove_finished_work, remove_work
 
 # The stages that leave a STAGE_FILE; the third one ends with the result.
 STAGES = ("prepare", "deduplicate")
-# How the split was made, as the manifest and the report say it.
-SPLIT_BY_HASH = "by hash of the first instruction of each group"
-SPLIT_DECLARED = "declared by the records"
 
 
 @dataclass
@@ -68,12 +65,12 @@ def preprocess(
     overwrite: replace processed data that other settings or inputs made.
     progress: show progress bars where the output is a terminal.
 
-    Raises ValueError when nothing in an input converts, when no record is kept, and when the
-    directory holds something else; OSError when the disk is full or a worker dies: the same call
-    then continues.
+    Raises ValueError when nothing in an input converts, when no record is kept, when a file of
+    `validation_input` gives none, and when the directory holds something else; OSError when the
+    disk is full or a worker dies: the same call then continues.
     """
-    sources = [Source.parse(text) for text in config.input or PHASES[config.phase]]
-    content = content_of(config, sources, wrapper)
+    inputs = Inputs.of(config)
+    content = content_of(config, inputs, wrapper)
     path = config.processed
     work = path.with_name(f".{path.name}.work")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +85,7 @@ def preprocess(
         # Begin or continue the work, and put its result in place.
         open_work(work, content, config.shard_records)
         try:
-            manifest = _Run(config, wrapper, sources, content, work, progress).run()
+            manifest = _Run(config, wrapper, inputs.in_order, content, work, progress).run()
         except NothingUsable:
             remove_work(work)
             raise
@@ -102,7 +99,7 @@ class _Run:
 
     config: the settings of the data.
     wrapper: the tokenizer.
-    sources: the inputs.
+    sources: the inputs, those of the validation split first.
     content: all that the rows depend on.
     work: the work directory.
     progress: show progress bars where the output is a terminal.
@@ -138,7 +135,7 @@ class _Run:
         problems = prepare.problems(candidates)
         # Stage 2: decide which candidates stay, and in which split.
         decisions = self._decide(candidates, deduplicator)
-        rows, split_rule = self._split(candidates, decisions, problems)
+        rows, split_rule = split_rows(self.config, candidates, decisions, problems)
         # Stage 3: write them.
         clock = time.monotonic()
         self._write(candidates, rows)
@@ -178,43 +175,6 @@ class _Run:
         files.write_json(directory / STAGE_FILE, {"counts": decisions.counts(), "seconds": seconds})
         return decisions
 
-    def _split(
-        self, candidates: Candidates, decisions: Decisions, problems: dict[str, str]
-    ) -> tuple[dict[str, np.ndarray], str]:
-        """Return split -> candidates to write (ascending), and by which rule they were split.
-
-        Raises NothingUsable when no record is kept, or only some of them declare a split.
-        """
-        kept = decisions.kept[: self.config.max_samples]
-        if not len(kept):
-            raise NothingUsable(self._nothing_kept(candidates, problems))
-        # Records that declare a split keep it.
-        declared = candidates.strings("split")[kept]
-        count = int(np.count_nonzero(declared != None))  # noqa: E711 (element by element)
-        if count not in (0, len(kept)):
-            raise NothingUsable(
-                f"{count} of {len(kept)} kept records declare a split (the key split with train "
-                "or validation); either all or none must"
-            )
-        if count:
-            return {name: kept[declared == name] for name in SPLITS}, SPLIT_DECLARED
-        # All members of a group go where its first member goes, by a hash that is uniform over
-        # texts.
-        share = candidates.column("instruction_hash")[decisions.group[kept]] / 2.0**64
-        validation = share < self.config.validation_fraction
-        return {"train": kept[~validation], "validation": kept[validation]}, SPLIT_BY_HASH
-
-    def _nothing_kept(self, candidates: Candidates, problems: dict[str, str]) -> str:
-        """Return the error message that says why there is no result."""
-        # Either nothing could be read, or the filters dropped everything.
-        total = Counts()
-        for summary in candidates.summaries:
-            total.add(Counts(**summary["counts"]))
-        if not total.read:
-            return "; ".join(problems.values())
-        reasons = ", ".join(f"{reason} ({n})" for reason, n in total.filtered.items())
-        return f"none of {total.converted} converted records is kept: {reasons}; change the bounds"
-
     def _write(self, candidates: Candidates, rows: dict[str, np.ndarray]) -> None:
         """Write the rows of every split."""
         writer = SplitWriter(
@@ -231,7 +191,8 @@ class _Run:
 
     def _write_report(self, summary: dict[str, Any], details: dict[str, Any]) -> None:
         """Write `report.json` and the page made from it."""
-        content = {key: self.content[key] for key in ("inputs", "settings")}
+        origin = ("inputs", "validation_input", "settings")
+        content = {key: self.content[key] for key in origin if key in self.content}
         report = {**summary, **content, **details}
         files.write_json(self.result / "report.json", report)
         files.write_bytes(self.result / "report.html", html_report(report).encode())

@@ -156,6 +156,10 @@ def gaussian(latent_dim) -> dict:
         ({"data": {"languages": []}}, ["languages=[]", "language_filter=false"]),
         ({"data": {"quality_filter": False, "max_special_share": 0.5}}, ["max_special_share=0.5"]),
         ({"data": {"deduplication": "exact", "similarity": 0.9}}, ["similarity=0.9", "exact"]),
+        (
+            {"data": {"validation_input": ["b.txt"], "validation_fraction": 0.1}},
+            ["validation_fraction=0.1 has no effect", 'validation_input=["b.txt"]'],
+        ),
         ({"data": {"executor": "slurm"}}, ["data.executor", "slurm", "ray"]),
     ],
 )

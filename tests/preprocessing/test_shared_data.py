@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from datasets import load_from_disk
 
 from cdpvae.config import DataConfig
 from cdpvae.preprocessing.pipeline import Processed, preprocess
@@ -113,3 +114,40 @@ def test_no_near_duplicate_pairs_are_left(process):
     assert counts["duplicates"]["near-duplicate"] > 0
     texts = [f"{row['instruction']}\n{row['response']}" for row in rows_of(done.path)]
     assert not pairs_by_brute_force([five_grams(text) for text in texts], 0.85)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [
+        ("coco_captions/image_coco.txt", "coco_captions/test_coco.txt"),
+        ("ptb/train.txt", "ptb/valid.txt"),
+    ],
+)
+def test_a_corpus_with_a_validation_file_of_its_own(process, train, validation):
+    """Rows are the distinct lines, those of validation first: as a set of lines counts them."""
+    done = process(
+        train,
+        validation_input=(str(SHARED / validation),),
+        format="text",
+        target="reconstruction",
+        min_instruction_tokens=1,
+        min_response_tokens=3,
+        language_filter=False,
+        quality_filter=False,
+        deduplication="exact",
+    )
+    lines = {
+        split: [line for line in (SHARED / name).read_text().split("\n") if line.strip()]
+        for split, name in (("train", train), ("validation", validation))
+    }
+    assert not done.manifest["counts"]["filtered"]
+    held_out = dict.fromkeys(lines["validation"])
+    rest = dict.fromkeys(line for line in lines["train"] if line not in held_out)
+    for split, expected in (("train", rest), ("validation", held_out)):
+        stored = load_from_disk(str(done.path / split))["response"]
+        assert list(stored) == list(expected)
+    repeated = sum(line in held_out for line in lines["train"])
+    counts = done.manifest["counts"]
+    assert counts["duplicates"].get("duplicate of a validation row", 0) == repeated
+    within = sum(map(len, lines.values())) - repeated - len(held_out) - len(rest)
+    assert counts["duplicates"].get("exact duplicate", 0) == within

@@ -73,6 +73,12 @@ def test_a_stream_trains_and_resumes(small_settings, tmp_path):
         pytest.param(
             {"decontaminate": ["test.jsonl"]}, {}, "has no effect with streaming=true", id="idle"
         ),
+        pytest.param(
+            {"validation_input": ["valid.jsonl"]},
+            {},
+            r"validation_input=\['valid.jsonl'\] has no effect with streaming=true",
+            id="split",
+        ),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_before_training(

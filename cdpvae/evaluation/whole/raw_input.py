@@ -3,7 +3,8 @@
 Conversion is that of the run: format, turns, target and the bounds in tokens come from the
 manifest of the run's processed data, or from its settings where that data is gone. What would
 leave rows out for other reasons is off: language and quality filters, deduplication,
-decontamination, a largest number of rows. All rows go into one split, unless records declare one.
+decontamination, a largest number of rows, files of a validation split. All rows go into one split,
+unless records declare one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from cdpvae.data import LlamaTokenizerWrapper
 from cdpvae.data.dataset import MANIFEST, read_manifest
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.options import Split
-from cdpvae.preprocessing.pipeline import SPLIT_DECLARED, preprocess
+from cdpvae.preprocessing.pipeline import preprocess
+from cdpvae.preprocessing.stages.split import SPLIT_DECLARED
 
 # What decides how a record becomes a row.
 CONVERSION = (

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cdpvae import files
+from cdpvae.config import DataConfig
 from cdpvae.preprocessing.formats.convert import detect
 from cdpvae.preprocessing.readers.hub import read_hub
 from cdpvae.preprocessing.readers.json_array import read_array
@@ -93,6 +94,27 @@ class Source:
             raise ValueError(f"input {self.path}: {error}") from None
         except DAMAGE as error:
             raise ValueError(f"input {self.path}: cannot be read: {error}") from None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of both splits. validation: empty where a share of the other rows is the split."""
+
+    train: tuple[Source, ...]
+    validation: tuple[Source, ...] = ()
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Inputs:
+        """Parse the inputs that the settings name. Raises ValueError as `Source.parse` does."""
+        train = config.input or PHASES[config.phase]
+        return cls(
+            tuple(map(Source.parse, train)), tuple(map(Source.parse, config.validation_input))
+        )
+
+    @property
+    def in_order(self) -> list[Source]:
+        """The inputs in reading order: of equal texts, that of the validation split comes first."""
+        return [*self.validation, *self.train]
 
 
 def _kind(path: Path) -> str:

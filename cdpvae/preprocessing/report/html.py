@@ -255,7 +255,7 @@ def _origin(report: dict[str, Any]) -> str:
     inputs = "".join(
         f"<tr><th>{escape(str(one.get('file') or one.get('hub')))}"
         f"<td>{one.get('bytes', '')}<td><code>{escape(str(one.get('sha256', '')))}</code>"
-        for one in report["inputs"]
+        for one in [*report.get("validation_input", []), *report["inputs"]]
     )
     settings = "".join(
         f"<tr><th>{escape(name)}<td><code>{escape(str(value))}</code>"

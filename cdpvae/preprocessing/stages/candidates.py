@@ -100,6 +100,10 @@ class Candidates:
         numbers = [summary["source"] for summary in self.summaries]
         return np.repeat(np.array(numbers, np.int64), np.diff(self._starts))
 
+    def count_before(self, source: int, count: int | None = None) -> int:
+        """Count those of the first `count` candidates whose inputs come before number `source`."""
+        return int(np.searchsorted(self.sources()[:count], source))
+
     def record_ids(self) -> np.ndarray:
         """Return the number of each candidate's raw record over all inputs, from 0, (len,)."""
         # An input's first id is the number of records read from the inputs before it.

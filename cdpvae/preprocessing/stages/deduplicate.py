@@ -1,7 +1,8 @@
 """Stage 2: which candidates stay, and which of them belong on one side of the split.
 
 Of exact duplicates, and of each cluster of near-duplicates, the first candidate in reading order
-stays.
+stays. Candidates of `validation_input` come first in it. They are judged among themselves, so that
+they are the same whatever is trained on; what shares a group with them is not trained on.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ import numpy as np
 import pyarrow as pa
 
 from cdpvae.config import DataConfig
-from cdpvae.preprocessing.dedup.clusters import EXACT, KEPT, NEAR, find_duplicates
+from cdpvae.preprocessing.dedup.clusters import EXACT, KEPT, NEAR, Duplicates, find_duplicates
 from cdpvae.preprocessing.stages.candidates import Candidates
 
+# What a training candidate has in common with the files of the validation split.
+HELD_OUT, HELD_OUT_INSTRUCTION = 3, 4
 # Stored number -> name of what is decided about a candidate.
-DECISIONS = {KEPT: "kept", EXACT: "exact duplicate", NEAR: "near-duplicate"}
+DECISIONS = {
+    KEPT: "kept",
+    EXACT: "exact duplicate",
+    NEAR: "near-duplicate",
+    HELD_OUT: "duplicate of a validation row",
+    HELD_OUT_INSTRUCTION: "instruction of a validation row",
+}
 
 
 @dataclass(frozen=True)
@@ -88,20 +97,56 @@ class Deduplicator:
     def __call__(self, candidates: Candidates, count: int) -> Decisions:
         """Return the decisions about candidates 0 .. count-1, as if there were no others."""
         # Equal instructions, and the exchanges of one record, must not be parted by the split.
-        together = [
-            candidates.column("instruction_hash", count),
-            candidates.record_ids()[:count],
-        ]
+        instruction_hash = candidates.column("instruction_hash", count)
+        together = [instruction_hash, candidates.record_ids()[:count]]
         if self.config.deduplication == "none" or not count:
             kept = np.full(count, KEPT, np.int8)
             return Decisions(kept, np.arange(count), connected(together))
         # Find duplicates; clusters of near-duplicates must not be parted either.
+        found = self._duplicates(candidates, count)
+        group = connected([found.cluster, *together])
+        # With files of the validation split, clusters and instructions of both sides are compared.
+        held_out = candidates.count_before(len(self.config.validation_input), count)
+        if not held_out:
+            return Decisions(found.kind, found.keeper, group)
+        alone = self._duplicates(candidates, held_out)
+        kind, keeper = hold_out(found, alone, instruction_hash)
+        return Decisions(kind, keeper, group)
+
+    def _duplicates(self, candidates: Candidates, count: int) -> Duplicates:
+        """Return the duplicates among candidates 0 .. count-1."""
         near = self.config.deduplication == "minhash"
-        found = find_duplicates(
+        return find_duplicates(
             candidates.keys(count),
             candidates.matrix("signature", count) if near else None,
             candidates.text,
             similarity=self.config.similarity,
             shingle_words=self.config.shingle_words,
         )
-        return Decisions(found.kind, found.keeper, connected([found.cluster, *together]))
+
+
+def hold_out(
+    found: Duplicates, alone: Duplicates, instruction_hash: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Drop training candidates that would tell of validation rows -> decision and keeper, (n,).
+
+    found: the duplicates among all n candidates, those of the validation split first.
+    alone: the duplicates among those of the validation split only, (v,).
+    instruction_hash (n,): equal for equal instructions.
+
+    A cluster goes as a whole when one of its texts is in the validation split, or the instruction
+    of one of them is.
+    """
+    # Instructions connect clusters where a validation row has them, not two training candidates.
+    count, held_out = len(found.kind), len(alone.kind)
+    kept_hashes = instruction_hash[:held_out][alone.kind == KEPT]
+    shares = np.isin(instruction_hash, kept_hashes)
+    number = np.unique(instruction_hash, return_inverse=True)[1]
+    group = connected([found.cluster, np.where(shares, number, count + np.arange(count))])
+    # Where validation rows are in a group or cluster, its first candidate is one that stays.
+    repeats, near_one = found.cluster < held_out, group < held_out
+    decision = np.where(repeats, HELD_OUT, np.where(near_one, HELD_OUT_INSTRUCTION, found.kind))
+    keeper = np.where(repeats, found.cluster, np.where(near_one, group, found.keeper))
+    # Validation rows are not judged by what is trained on.
+    decision[:held_out], keeper[:held_out] = alone.kind, alone.keeper
+    return decision.astype(np.int8), keeper

@@ -54,12 +54,15 @@ class PrepareStage:
     def __post_init__(self) -> None:
         self.directory, self.cut_directory = self.work / "prepare", self.work / "prepare" / "cut"
         self.reader = ShardReader(self.directory, self.sources, self.config.shard_records)
+        # The first inputs are those of the validation split.
+        self.held_out = len(self.config.validation_input)
 
     def run(self, decide: Decide) -> Candidates:
         """Return the candidates that take part, prepared now or by an earlier run.
 
         decide: the second stage, by which `max_samples` is counted.
-        Raises NothingUsable when nothing of an input converts.
+        Raises NothingUsable when nothing of an input converts, or a file of the validation split
+        gives no record.
         """
         stage_file = self.directory / STAGE_FILE
         candidates = Candidates()
@@ -134,8 +137,14 @@ class PrepareStage:
             while append_next_shard():
                 pass
             return
+        # The validation split is not counted: all of it is read, up to the first shard behind it.
+        while append_next_shard() and candidates.summaries[-1]["source"] < self.held_out:
+            pass
         # With max_samples shards are read until enough is kept, and the last is cut.
-        needed = candidates_needed(self.config.max_samples, candidates, decide, append_next_shard)
+        held_out = candidates.count_before(self.held_out)
+        needed = candidates_needed(
+            self.config.max_samples, candidates, decide, append_next_shard, held_out
+        )
         if needed is not None:
             self._cut(candidates, needed, preparer)
 
@@ -160,20 +169,31 @@ class PrepareStage:
         results = executor.map(preparer, self.reader.tasks())
         with tqdm(desc="prepare", unit=" records", disable=self.disable) as bar:
             for summary in results:
-                # The first shard of an input shows that the input before it has ended.
-                if input_summaries and input_summaries[-1]["source"] != summary["source"]:
+                # The first shard of an input shows that the inputs before it have ended.
+                if not input_summaries or input_summaries[-1]["source"] != summary["source"]:
                     self._require_converted(input_summaries)
+                    self._require_read(min(self.held_out, summary["source"]))
                     input_summaries = []
                 input_summaries.append(summary)
                 bar.update(summary["counts"]["read"])
                 yield summary
-            if input_summaries:
-                self._require_converted(input_summaries)
+            self._require_converted(input_summaries)
+            self._require_read(self.held_out)
+
+    def _require_read(self, count: int) -> None:
+        """Raise NothingUsable when one of the first `count` inputs gives no record."""
+        for number, source in enumerate(self.sources[:count]):
+            end = self.reader.end_of(number)
+            if end is not None and not end["read"]:
+                problem = end["problem"] or f"input {source.name}: holds no record"
+                raise NothingUsable(
+                    f"{problem}; name a file with records in validation_input, or drop it there"
+                )
 
     def _require_converted(self, summaries: list[dict[str, Any]]) -> None:
         """Raise NothingUsable, with what was found, when nothing of an input converts."""
         # One converted record is enough: the others are reported by reason.
-        if any(summary["counts"]["converted"] for summary in summaries):
+        if not summaries or any(summary["counts"]["converted"] for summary in summaries):
             return
         # Say what was found, and what would have been understood.
         reasons: dict[str, int] = {}

@@ -103,11 +103,12 @@ def _stream_loader(
         raise ValueError("streaming=true needs max_steps: a stream does not say how long it is")
     if training.batching == "tokens":
         raise ValueError("batching='tokens' needs all lengths, which streaming=true does not know")
-    if data.decontaminate:
-        raise ValueError(
-            f"decontaminate={list(data.decontaminate)} has no effect with streaming=true; "
-            "preprocess the data, or drop it"
-        )
+    for name in ("decontaminate", "validation_input"):
+        if value := getattr(data, name):
+            raise ValueError(
+                f"{name}={list(value)} has no effect with streaming=true; "
+                "preprocess the data, or drop it"
+            )
     # Read, convert and batch records as they come.
     sources = [Source.parse(text) for text in data.input or PHASES[data.phase]]
     return StreamLoader(
