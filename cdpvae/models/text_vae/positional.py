@@ -45,7 +45,8 @@ class PositionalProjector(nn.Module):
         self.table = nn.Parameter(nn.functional.one_hot(own, num_slots).float())
         self.mix = nn.Linear(output_dim, output_dim)
         self.norm = nn.LayerNorm(output_dim)
-        self.gain = nn.Parameter(FIRST_GAIN * embedding_rms.detach().float())
+        # One number in a vector: DeepSpeed cannot broadcast a parameter without dimensions.
+        self.gain = nn.Parameter(FIRST_GAIN * embedding_rms.detach().float().reshape(1))
         self.prediction_norm = nn.LayerNorm(output_dim)
 
     def states(self, z_BZ: Tensor, packing: Packing) -> Tensor:
