@@ -61,6 +61,13 @@ class LossConfig(Group):
         description="weight of the prediction of each token from z and its place, no word read; "
         "needs model.positional_slots; 0 is off",
     )
+    order_fall_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of the run over which order_weight falls linearly to 0, its work done; "
+        "null keeps it",
+    )
     # InfoNCE: mu must tell its own augmented view from those of other rows.
     contrastive_weight: float = Field(default=0.1, ge=0, description="weight of InfoNCE; 0 is off")
     temperature: float = Field(
@@ -81,17 +88,22 @@ class LossConfig(Group):
         description="share dropped in the first step, from where it falls linearly to "
         "word_dropout; null is word_dropout throughout",
     )
-    word_dropout_ramp_ratio: float = Field(
+    word_dropout_fall_ratio: float = Field(
         default=0.5, gt=0, le=1, description="share of the run over which it falls"
     )
 
     @model_validator(mode="after")
-    def _word_dropout(self) -> LossConfig:
+    def _falls(self) -> LossConfig:
         """Refuse a way without a start, and one that rises."""
-        start, ratio = self.word_dropout_start, self.word_dropout_ramp_ratio
-        if start is None and ratio != type(self).model_fields["word_dropout_ramp_ratio"].default:
+        if self.order_fall_ratio is not None and not self.order_weight:
             raise ValueError(
-                f"word_dropout_ramp_ratio={ratio} has no effect without word_dropout_start; drop "
+                f"order_fall_ratio={self.order_fall_ratio} has no effect with order_weight=0; drop "
+                "one or set both"
+            )
+        start, ratio = self.word_dropout_start, self.word_dropout_fall_ratio
+        if start is None and ratio != type(self).model_fields["word_dropout_fall_ratio"].default:
+            raise ValueError(
+                f"word_dropout_fall_ratio={ratio} has no effect without word_dropout_start; drop "
                 "one or set both"
             )
         if start is not None and start < self.word_dropout:

@@ -41,7 +41,8 @@ class Settings(Group):
             _set(self.loss, contrastive_weight=0.0, queue_size=0)
             _set(self.augmentation, augmentation_probability=0.0)
         if without_latent:
-            _set(self.loss, bow_weight=0.0, order_weight=0.0, beta_max=0.0, rate_target=None)
+            _set(self.loss, bow_weight=0.0, beta_max=0.0, rate_target=None)
+            _set(self.loss, order_weight=0.0, order_fall_ratio=None)
             _set(self.model, positional_slots=0)
             _set(self.collapse, enable_collapse_monitoring=False)
         self._check_rate_target()

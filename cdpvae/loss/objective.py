@@ -42,8 +42,9 @@ def build_objective(settings: Settings, flat_dim: int, world_size: int) -> Objec
             InfoNCELoss(loss.temperature, loss.normalize_latents),
             MomentumQueue(loss.queue_size, dim=max(flat_dim, 1)),
         ),
-        Order(loss.objective, impl),
     ]
+    if loss.order_weight:
+        terms.append(Order(loss.objective, impl))
     return Objective(terms, settings.training.gradient_accumulation_steps * world_size)
 
 

@@ -8,6 +8,8 @@ same unit whatever the objective.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cdpvae.batch import Term
 from cdpvae.loss.base import LossInputs, LossTerm, StepContext
 from cdpvae.loss.reconstruction import mean_of_targets, reconstruction_nll
@@ -18,6 +20,9 @@ class Order(LossTerm):
 
     objective: as in `Reconstruction`. impl: passed on to `cdpvae_kernels`.
     """
+
+    # Where the weight has fallen to 0, the column says 0.
+    optional_columns: ClassVar[tuple[str, ...]] = ("order",)
 
     def __init__(self, objective: str, impl: str | None) -> None:
         self.objective = objective

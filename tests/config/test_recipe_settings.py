@@ -11,7 +11,8 @@ from cdpvae.config import SettingsError, parse_settings
     ("content", "words"),
     [
         ({"loss": {"order_weight": 1.0}}, ["order_weight=1.0", "positional_slots=0"]),
-        ({"loss": {"word_dropout_ramp_ratio": 0.1}}, ["ramp_ratio=0.1", "word_dropout_start"]),
+        ({"loss": {"word_dropout_fall_ratio": 0.1}}, ["fall_ratio=0.1", "word_dropout_start"]),
+        ({"loss": {"order_fall_ratio": 0.5}}, ["order_fall_ratio=0.5", "order_weight=0"]),
         ({"loss": {"word_dropout_start": 0.3}}, ["word_dropout_start=0.3", "word_dropout=0.4"]),
         ({"model": {"projections": "linear", "vae_hidden_dim": 9}}, ["vae_hidden_dim=9", "linear"]),
         ({"model": {"projections": "linear", "encoder_dropout": 0}}, ["encoder_dropout=0.0"]),

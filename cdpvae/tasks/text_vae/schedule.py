@@ -39,6 +39,7 @@ class Schedule:
             **self.settings.loss.weights,
             "bow": moved.bow_weight,
             "contrastive": moved.contrastive_weight,
+            "order": self.order_weight(step),
         }
         return StepSchedule(
             step=step,
@@ -53,11 +54,22 @@ class Schedule:
 
     def word_dropout(self, step: int) -> float:
         """Return the share of words dropped: it falls to the setting, or to where it was moved."""
-        start, last = self.settings.loss.word_dropout_start, self.interventions.word_dropout
-        if start is None:
+        loss, last = self.settings.loss, self.interventions.word_dropout
+        if loss.word_dropout_start is None:
             return last
-        ramp_steps = self.settings.loss.word_dropout_ramp_ratio * self.total_steps
-        return last + (start - last) * max(0.0, 1 - step / ramp_steps)
+        return last + (loss.word_dropout_start - last) * self._left(
+            loss.word_dropout_fall_ratio, step
+        )
+
+    def order_weight(self, step: int) -> float:
+        """Return the weight of the order term, which may fall to 0."""
+        loss = self.settings.loss
+        left = 1.0 if loss.order_fall_ratio is None else self._left(loss.order_fall_ratio, step)
+        return loss.order_weight * left
+
+    def _left(self, ratio: float, step: int) -> float:
+        """Return what is left of 1 that falls linearly to 0 over a share of the run."""
+        return max(0.0, 1 - step / (ratio * self.total_steps))
 
     def with_view(self, step: int) -> bool:
         """Draw from (seed, step): every rank agrees, and so does a resumed run."""

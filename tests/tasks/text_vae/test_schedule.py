@@ -25,7 +25,7 @@ def test_word_dropout_falls_linearly_to_its_setting():
         [0, 10, 20, 40, 99],
         word_dropout=0.2,
         word_dropout_start=1.0,
-        word_dropout_ramp_ratio=0.4,
+        word_dropout_fall_ratio=0.4,
     )
     assert way == pytest.approx([1.0, 0.8, 0.6, 0.2, 0.2])
 
@@ -38,3 +38,15 @@ def test_what_an_intervention_moved_is_where_it_falls_to():
     _, interventions, schedule = dropped([], word_dropout=0.2, word_dropout_start=0.6)
     interventions.now["word_dropout"] = 0.1
     assert schedule(25, STEP_BATCH).word_dropout == pytest.approx(0.35)
+
+
+def test_the_order_term_does_its_work_and_goes():
+    settings = parse_settings(
+        {
+            "model": {"positional_slots": 4},
+            "loss": {"beta_cycles": 1, "order_weight": 2.0, "order_fall_ratio": 0.5},
+        }
+    )
+    schedule = Schedule(settings, 100, AdaptiveInterventionScheduler.of(settings))
+    weights = [schedule(step, STEP_BATCH).weights["order"] for step in (0, 25, 50, 99)]
+    assert weights == pytest.approx([2.0, 1.0, 0.0, 0.0])
