@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import cdpvae
 from cdpvae import files
 from cdpvae.data import PreprocessedDataset
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
+from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.figures import FigureGroup
 from cdpvae.evaluation.page import html_page
 from cdpvae.evaluation.scorer import TextScorer
@@ -40,6 +41,17 @@ class Subject:
     opened: OpenedRun
     baseline: OpenedRun | None
     rows: RowSelection
+    _encoded: dict[int, EncodedRows] = field(default_factory=dict)
+
+    def encoded(self, seed: int, progress: Callable[[str], None]) -> EncodedRows:
+        """Return the rows with their codes and the draws of a seed, encoded when first needed.
+
+        seed: of z ~ q(z|x). progress: told a line where they are encoded.
+        """
+        # Groups come one after another, each with all seeds: what one made, the next one finds.
+        if seed not in self._encoded:
+            self._encoded[seed] = encode_rows(self.opened, self.rows, seed=seed, progress=progress)
+        return self._encoded[seed]
 
     @cached_property
     def scorer(self) -> TextScorer:
@@ -66,11 +78,13 @@ class Measure:
 
     needs_latent: whether there is nothing to measure without a latent.
     uses_seed: whether its figures depend on the seed at all.
+    shares_rows: whether it takes the encoded rows of the subject, those of its seed.
     """
 
     arguments: Callable[[Subject], dict[str, Any]]
     needs_latent: bool = False
     uses_seed: bool = True
+    shares_rows: bool = False
 
 
 # A group NAME is the function measure_NAME of cdpvae/evaluation/groups/NAME.py.
@@ -80,10 +94,15 @@ MEASURES: Mapping[str, Measure] = {
             "baseline": it.baseline,
             "iw_rows": it.options.importance_rows,
             "iw_samples": it.options.iw_samples,
-        }
+        },
+        shares_rows=True,
     ),
-    "use": Measure(lambda it: {"dimension_rows": it.options.dimension_rows}, needs_latent=True),
-    "latent": Measure(lambda it: {}, needs_latent=True),
+    "use": Measure(
+        lambda it: {"dimension_rows": it.options.dimension_rows},
+        needs_latent=True,
+        shares_rows=True,
+    ),
+    "latent": Measure(lambda it: {}, needs_latent=True, shares_rows=True),
     "reconstruction": Measure(
         lambda it: {"text_rows": it.options.text_rows, "max_length": it.options.max_length}
     ),
@@ -143,6 +162,10 @@ def without_nan(value: Any) -> Any:
 def say(line: str) -> None:
     """Print a line of progress to stderr; tables alone go to stdout."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _say_under(label: str, line: str) -> None:
+    say(f"{label}: {line}")
 
 
 def evaluate_run(options: WholeOptions) -> Iterator[str]:
@@ -214,16 +237,11 @@ def _measure_group(name: str, subject: Subject, result: Evaluation) -> Iterator[
     groups: list[FigureGroup] = []
     for seed in seeds:
         label = f"{name}, seed {seed}" if count > 1 else name
-        keyed = {"seed": seed} if measure.uses_seed else {}
-        groups.append(
-            function(
-                subject.opened,
-                subject.rows,
-                **measure.arguments(subject),
-                **keyed,
-                progress=lambda line, label=label: say(f"{label}: {line}"),
-            )
-        )
+        keyed: dict[str, Any] = {"seed": seed} if measure.uses_seed else {}
+        keyed["progress"] = partial(_say_under, label)
+        if measure.shares_rows:
+            keyed["encoded"] = subject.encoded(seed, keyed["progress"])
+        groups.append(function(subject.opened, subject.rows, **measure.arguments(subject), **keyed))
     seconds = time.monotonic() - started
     say(f"{name}: finished in {seconds:.1f} s")
     result.groups[name] = SeededGroup(seeds, groups), seconds
