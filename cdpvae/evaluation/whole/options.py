@@ -37,6 +37,10 @@ class WholeOptions(EvaluationOptions):
     """causal language model whose perplexity judges texts; default: the run's backbone"""
     train_rows: int = 20000
     """training texts that 4-grams of samples are looked for in, the first ones"""
+    feature_model: str | None = None
+    """causal language model whose states are MAUVE's features; default: the run's backbone"""
+    reverse_ppl: int = 0
+    """train a language model on so many samples and score real texts with it; 0: do not"""
     output: str = "evaluation"
     """directory of evaluation.json and evaluation.html"""
 
@@ -67,6 +71,13 @@ class WholeOptions(EvaluationOptions):
                 f"--input {self.input!r} and --processed-dir {self.processed_dir!r} both name the "
                 "rows; drop one"
             )
+        # A flag of a group that is not measured would have no effect.
+        for field, group in (("feature_model", "samples"), ("reverse_ppl", "samples")):
+            if getattr(self, field) and group not in self.groups:
+                flag = "--" + field.replace("_", "-")
+                raise ValueError(f"{flag} has no effect with --only {self.only}: add {group}")
+        if self.reverse_ppl < 0 or self.reverse_ppl == 1:
+            raise ValueError(f"--reverse-ppl {self.reverse_ppl} must be 0, or at least 2 samples")
         if self.iw_rows != "all" and not (self.iw_rows.isdecimal() and int(self.iw_rows)):
             raise ValueError(f"--iw-rows {self.iw_rows!r} must be all or a number of at least 1")
         # Numbers of which at least so many are needed.

@@ -59,6 +59,14 @@ class Subject:
         return TextScorer.of(self.opened, self.options.scorer, self.options.backbone)
 
     @cached_property
+    def features(self) -> TextScorer:
+        """The language model of MAUVE's features; the scorer itself where both are the backbone."""
+        wanted = self.options.feature_model
+        if wanted == self.options.scorer:
+            return self.scorer
+        return TextScorer.of(self.opened, wanted, self.options.backbone, "feature_model")
+
+    @cached_property
     def training_texts(self) -> list[str]:
         """The first texts that the run was trained to write; none where its data is gone."""
         # The run's own data, also where other rows are evaluated.
@@ -110,6 +118,9 @@ MEASURES: Mapping[str, Measure] = {
         lambda it: {
             "scorer": it.scorer,
             "training_texts": it.training_texts,
+            # Opened only where MAUVE is installed.
+            "features": lambda: it.features,
+            "reverse_texts": it.options.reverse_ppl,
             "num_texts": it.options.num_texts,
             "max_length": it.options.max_length,
         }
