@@ -31,6 +31,10 @@ class WholeOptions(EvaluationOptions):
     """texts drawn from the prior"""
     pairs: int = 20
     """pairs of rows to interpolate between"""
+    attributes: str | None = None
+    """attributes.json of the sample data: adds arithmetic of attributes to interpolation"""
+    triples: int = 200
+    """rows a, b, c of that arithmetic"""
     max_length: int = 256
     """tokens per generated text"""
     scorer: str | None = None
@@ -72,7 +76,11 @@ class WholeOptions(EvaluationOptions):
                 "rows; drop one"
             )
         # A flag of a group that is not measured would have no effect.
-        for field, group in (("feature_model", "samples"), ("reverse_ppl", "samples")):
+        for field, group in (
+            ("feature_model", "samples"),
+            ("reverse_ppl", "samples"),
+            ("attributes", "interpolation"),
+        ):
             if getattr(self, field) and group not in self.groups:
                 flag = "--" + field.replace("_", "-")
                 raise ValueError(f"{flag} has no effect with --only {self.only}: add {group}")
@@ -89,6 +97,7 @@ class WholeOptions(EvaluationOptions):
             ("text_rows", 1),
             ("num_texts", 2),
             ("pairs", 1),
+            ("triples", 1),
             ("max_length", 1),
             ("train_rows", 0),
         ):

@@ -28,19 +28,22 @@ from cdpvae.evaluation.scorer import TextScorer
 from cdpvae.evaluation.whole.options import WholeOptions
 from cdpvae.evaluation.whole.raw_input import prepare_input
 from cdpvae.evaluation.whole.seeds import SeededGroup
+from cdpvae.sample.pairs import SampleSpec
 
 
 @dataclass
 class Subject:
     """What is measured, and what groups share.
 
-    options: of the command. opened, baseline: the runs. rows: which rows.
+    options: of the command. opened, baseline: the runs. rows: which rows. spec: their attributes,
+    where they are known.
     """
 
     options: WholeOptions
     opened: OpenedRun
     baseline: OpenedRun | None
     rows: RowSelection
+    spec: SampleSpec | None = None
     _encoded: dict[int, EncodedRows] = field(default_factory=dict)
 
     def encoded(self, seed: int, progress: Callable[[str], None]) -> EncodedRows:
@@ -129,6 +132,8 @@ MEASURES: Mapping[str, Measure] = {
         lambda it: {
             "scorer": it.scorer,
             "pairs": it.options.pairs,
+            "spec": it.spec,
+            "triples": it.options.triples,
             "max_length": it.options.max_length,
         },
         needs_latent=True,
@@ -185,6 +190,7 @@ def evaluate_run(options: WholeOptions) -> Iterator[str]:
     Raises ValueError for what a user can cause, before anything is measured where it can be.
     """
     options.check()
+    spec = None if options.attributes is None else SampleSpec.load(options.attributes)
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
     baseline = _open_baseline(options, opened)
     directory = Path(options.output)
@@ -197,7 +203,7 @@ def evaluate_run(options: WholeOptions) -> Iterator[str]:
             raw = prepare_input(opened, options.input, rows, Path(scratch))
             rows = raw.rows
             result.notes.append(raw.note)
-        subject = Subject(options, opened, baseline, rows)
+        subject = Subject(options, opened, baseline, rows, spec)
         yield from result.notes
         # A finished group is on the disk before the next one begins.
         for name in options.groups:
