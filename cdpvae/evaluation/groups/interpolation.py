@@ -88,7 +88,7 @@ def measure_interpolation(
             progress=progress,
         )
         figures += added.figures
-        shown += added.texts
+        shown += [dict(text) for text in added.texts]
         notes += added.notes
     return FigureGroup(
         name="interpolation", figures=figures, series=series, texts=shown, notes=notes
