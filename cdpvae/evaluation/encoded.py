@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -65,6 +66,11 @@ class EncodedRows:
         """Return KL(q(z|x) || p(z)) of each row -> (N,) fp64 nats; None for a family without."""
         rate = self.model.latent.penalties(self.code.to(torch.float64)).get("kl")
         return None if rate is None else rate.reshape(self.num_rows, -1).sum(1)
+
+    @cached_property
+    def own_nll(self) -> Tensor:
+        """-log p(response | z) of each row from its own draw -> (N,) fp64 nats; computed once."""
+        return self.nll(self.z)
 
     def nll(self, z: Tensor) -> Tensor:
         """Return -log p(response | z) of each row -> (N,) fp64 nats. z (N, *latent.shape)."""

@@ -19,7 +19,9 @@ class TextScorer:
     name: what figures call it. is_backbone: whether it is the backbone of the run itself.
     """
 
-    def __init__(self, directory: str, tokenizer: str, device: torch.device) -> None:
+    def __init__(
+        self, directory: str, tokenizer: str, device: torch.device, flag: str = "scorer"
+    ) -> None:
         self.name, self.is_backbone, self._device = directory, False, device
         # On a CPU half precision is slower, and less exact.
         dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -30,24 +32,27 @@ class TextScorer:
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(
-                f"scorer={directory!r} cannot be loaded: {reason}; give a directory of a causal "
+                f"{flag}={directory!r} cannot be loaded: {reason}; give a directory of a causal "
                 "language model with its tokenizer"
             ) from None
         # A scorer is never trained, so that dropout is off from here on.
         self._model = torch.nn.Module.to(model, device).eval()
 
     @classmethod
-    def of(cls, opened: OpenedRun, scorer: str | None, backbone: str | None) -> TextScorer:
+    def of(
+        cls, opened: OpenedRun, scorer: str | None, backbone: str | None, flag: str = "scorer"
+    ) -> TextScorer:
         """Open the scorer of a command.
 
         opened: the run.
         scorer: a directory or hub id; None takes the run's backbone with the run's tokenizer.
         backbone: the base weights, where they moved since training.
+        flag: that names the scorer.
 
         Raises ValueError for a model that cannot be loaded.
         """
         if scorer is not None:
-            return cls(scorer, scorer, opened.model.device)
+            return cls(scorer, scorer, opened.model.device, flag)
         # The run's own tokenizer: the backbone may bring none.
         directory = backbone or opened.settings.model.backbone
         own = cls(directory, str(opened.checkpoint / "tokenizer"), opened.model.device)

@@ -1,30 +1,37 @@
 """The figures of a trained run: likelihood, rate, use of z, on the validation rows.
 
-Standard errors come from the means of batches: for a figure that is S / R with S and R summed over
-B batches, its variance is B / (B - 1) * sum_b (S_b - figure * R_b)^2 / R^2 (Cochran 1977, section
-6.3, the ratio estimator). They are unknown for a single batch.
+They are those of the groups `likelihood` and `use` of `cdpvae.evaluate`: means over rows, with the
+standard error of such a mean; z is replaced by that of a row anywhere in the split, paired by row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
-from cdpvae.evaluation.likelihood import Likelihood, LikelihoodSums, health_of, measure_batches
-from cdpvae.evaluation.statistics import ratio_and_error
+from cdpvae.evaluation.encoded import encode_rows
+from cdpvae.evaluation.groups.use import other_rows, replacements
+from cdpvae.evaluation.likelihood import health_of
+from cdpvae.evaluation.statistics import mean_and_error
 from cdpvae.experiments.table import FIGURES
+
+# The columns of what the group `use` calls by these names.
+COSTS = {
+    "z shuffled": "cost_shuffled",
+    "z from the prior": "cost_prior",
+    "z zero": "cost_zero",
+}
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is measured of every run.
 
-    num_rows: the first validation rows. rows_per_batch: of them together; z is shuffled among
-    them. baseline: checkpoint without a latent. seed: of posterior noise and prior draws.
+    num_rows: the first validation rows, among which z is shuffled. rows_per_batch: of them
+    together. baseline: checkpoint without a latent. seed: of all draws and of the shuffle.
     """
 
     num_rows: int = 1000
@@ -35,7 +42,11 @@ class Evaluation:
 
     def identity(self) -> str:
         """Name what decides a run's own figures; a baseline does not."""
-        return f"validation rows {self.num_rows}, a batch {self.rows_per_batch}, seed {self.seed}"
+        # The estimator belongs to it: rows of a table must be comparable.
+        return (
+            f"validation rows {self.num_rows}, a batch {self.rows_per_batch}, seed {self.seed}, "
+            "z shuffled over all rows, errors by row"
+        )
 
     def __call__(self, checkpoint: Path, device: str | None) -> dict[str, float]:
         """Measure a checkpoint -> the figures of `table.FIGURES` that are known.
@@ -72,40 +83,27 @@ class Evaluation:
     def figures(self, opened: OpenedRun, processed: str | None = None) -> dict[str, float]:
         """Return means over rows, their standard errors and the latent's health, by column."""
         rows = RowSelection("validation", processed, self.num_rows, self.rows_per_batch)
-        # One batch at a time, so that their spread is known.
-        parts, codes = [], []
-        for batch in opened.rows(rows):
-            sums, code = measure_batches(opened.model, [batch], seed=self.seed)
-            parts.append(sums)
-            codes.append(code)
-        known = [code for code in codes if code is not None]
-        whole = type(known[0]).concat(known) if known else None
-        # Means by the same rule as every other evaluation.
-        total = sum(parts, LikelihoodSums())
-        result = Likelihood.of(total, health_of(opened.model, whole, seed=self.seed))
-        figures = {name: float(getattr(result, name)) for name in ("rows", "tokens", "nll_q")}
-        figures |= {name: getattr(result, name) for name in ("nll_mu", "kl", "neg_elbo")}
-        figures |= {f"cost_{name}": cost for name, cost in result.costs.items()}
-        figures |= result.health
-        # The spread of batches around them.
-        ratios: dict[str, Callable[[LikelihoodSums], tuple[float, float]]] = {
-            "nll_q": lambda part: (part.nll_q, part.rows),
-            "kl": lambda part: (part.kl, part.rows),
-            "neg_elbo": lambda part: (part.nll_q + part.kl, part.rows),
-            "cost_shuffled": lambda part: (part.shuffled - part.nll_replaced, part.replaced),
+        encoded = encode_rows(opened, rows, seed=self.seed, progress=lambda line: None)
+        own, kl = encoded.own_nll, encoded.kl()
+        rate = torch.zeros_like(own) if kl is None else kl
+        # Every figure is a mean over rows; a decoder without z has one likelihood.
+        by_row = {
+            "tokens": torch.tensor([len(ids) - 1.0 for ids in encoded.responses]),
+            "nll_q": own,
+            "nll_mu": own,
+            "kl": rate,
+            "neg_elbo": own + rate,
         }
-        for name, ratio in ratios.items():
-            error = ratio_error([ratio(part) for part in parts])
-            if name in figures and error is not None:
+        if opened.model.latent.reads_text:
+            by_row["nll_mu"] = encoded.nll(opened.model.latent.mean(encoded.code))
+            # Z is replaced from the whole split; one row has no other to take it from.
+            if encoded.num_rows > 1:
+                donor = other_rows(encoded.num_rows, seed=self.seed)
+                for name, (z, _) in replacements(encoded, donor, seed=self.seed).items():
+                    by_row[COSTS[name]] = encoded.nll(z) - own
+        figures = {"rows": float(encoded.num_rows)}
+        for name, values in by_row.items():
+            figures[name], error = mean_and_error(values)
+            if error is not None:
                 figures[f"{name}_se"] = error
-        return figures
-
-
-def ratio_error(batches: Sequence[tuple[float, float]]) -> float | None:
-    """Return the standard error of sum(S) / sum(R) over batches (S, R); None for fewer than two.
-
-    Batches with R = 0 do not count.
-    """
-    # A figure over other rows than all, such as a cost, has its own R.
-    counted = [(value, rows) for value, rows in batches if rows]
-    return ratio_and_error([value for value, _ in counted], [rows for _, rows in counted])[1]
+        return figures | health_of(opened.model, encoded.code, seed=self.seed)

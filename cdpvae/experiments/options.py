@@ -25,9 +25,9 @@ class SweepOptions:
     baseline: str | None = None
     """checkpoint-N of a --latent none run on the same data"""
     num_rows: int = 1000
-    """validation rows that are measured"""
+    """validation rows that are measured, and among which z is shuffled"""
     rows_per_batch: int = 32
-    """rows that go through the model together; z is shuffled among them"""
+    """rows that go through the model together"""
     published: str | None = None
     """JSON list of {"name", "kl", "nll"}: rows of papers, drawn into the picture"""
 

@@ -66,8 +66,11 @@ def token_nll(model: LlamaForCausalLM, batch: Sequence[TokenSequence]) -> Tensor
     # Labels are the ids one position later; a label that is skipped has an NLL of 0.
     width = max(len(sequence.ids) for sequence in batch)
     pad = model.config.pad_token_id
-    ids = torch.tensor([s.ids + [pad] * (width - len(s.ids)) for s in batch])
-    labels = torch.tensor([s.ids[1:] + [IGNORE] * (width - len(s.ids)) for s in batch])
+    device = model.device
+    ids = torch.tensor([s.ids + [pad] * (width - len(s.ids)) for s in batch], device=device)
+    labels = torch.tensor(
+        [s.ids[1:] + [IGNORE] * (width - len(s.ids)) for s in batch], device=device
+    )
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     nll = F.cross_entropy(
         logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="none"

@@ -92,8 +92,9 @@ class Trainer:
             self.save()
         if self.best.is_over:
             self.context.telemetry.say(f"step {self.state.step}: {self.best.reason()}")
-        if summary := self.loader.summary():
-            self.context.telemetry.say(summary)
+        for summary in (self.task.summary(), self.loader.summary()):
+            if summary:
+                self.context.telemetry.say(summary)
         return self.state
 
     def resume(self, path: Path) -> None:

@@ -86,6 +86,7 @@ class Task:
     directions: returns the figures that `evaluate` will have, and when each is better.
     save_pretrained: writes what it takes to use the result into a directory, with what is known
         of the latest evaluation; rank 0 calls it.
+    summary: one line for the end of a run, however it ends; empty for nothing to say.
     """
 
     module: nn.Module
@@ -101,3 +102,4 @@ class Task:
     directions: Callable[[], Mapping[str, Direction]]
     save_pretrained: Callable[[Path, Evaluated | None], None]
     adapt: Callable[[Mapping[str, float]], None] | None = None
+    summary: Callable[[], str] = str

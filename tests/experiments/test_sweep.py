@@ -15,7 +15,6 @@ import pytest
 
 from cdpvae.config import Settings, parse_settings
 from cdpvae.experiments.chart import Published, curve_points, draw_curve, read_published
-from cdpvae.experiments.measure import ratio_error
 from cdpvae.experiments.plan import make_plan, parse_varied
 from cdpvae.experiments.runs import ChildTrainer, RunFailed, Trained
 from cdpvae.experiments.sweep import Sweep
@@ -199,12 +198,6 @@ def test_the_table_in_the_terminal_is_in_numeric_order(tmp_path):
     sweep(tmp_path, FakeTrainer(), plan_of(tmp_path, betas="10,2"))
     lines = SweepTable(tmp_path / "sweep.csv", KEYS).lines()
     assert [line.split()[0] for line in lines] == ["loss.beta_max", *["2.0"] * 2, *["10.0"] * 2]
-
-
-def test_the_standard_error_of_equal_batches_is_that_of_their_means():
-    # Means 1, 2, 4 of batches of 4 rows: s / sqrt(3).
-    assert ratio_error([(4, 4), (8, 4), (16, 4)]) == pytest.approx((7 / 3) ** 0.5 / 3**0.5)
-    assert ratio_error([(4, 4)]) is None and ratio_error([(4, 4), (0, 0)]) is None
 
 
 # Child processes, with a stand-in for the training

@@ -107,14 +107,18 @@ def test_the_link_points_to_the_best_step_and_survives_retention(settings, tmp_p
 
 # The number of validation rows never changes: the first evaluation is the best.
 CONSTANT = ["--keep-best", "+rows", "--stop-after-no-gain", "3"]
+WATCHED = ["--watch-use", "--check-every", "2"]
 
 
 @pytest.fixture(scope="module")
 def stopped(settings, tmp_path_factory) -> Path:
     """A run that ends for want of gains."""
     root = tmp_path_factory.mktemp("stopped")
-    done = train("python", 1, settings, root, *CONSTANT)
+    done = train("python", 1, settings, root, *CONSTANT, *WATCHED)
     assert done.returncode == 0, done.stderr[-3000:]
+    # The monitor says what it cost also where a run ends before its planned steps.
+    (cost,) = [text for text in done.stdout.splitlines() if "of the step time" in text]
+    assert "(2 times " in cost
     (line,) = [text for text in done.stdout.splitlines() if ": stopped: " in text]
     assert line == (
         "step 4: stopped: no gain in +rows for 3 evaluations (best 8.0000, step 1; "
@@ -131,17 +135,18 @@ def test_a_run_without_gain_ends_with_a_checkpoint(stopped):
 
 
 def test_a_resumed_run_goes_on_counting(stopped, settings, tmp_path):
-    first = train("python", 1, settings, tmp_path, *CONSTANT, "--stop-after", "3")
+    first = train("python", 1, settings, tmp_path, *CONSTANT, *WATCHED, "--stop-after", "3")
     assert first.returncode == 0, first.stderr[-3000:]
-    second = train("python", 1, settings, tmp_path, *CONSTANT, "--resume", "latest")
+    second = train("python", 1, settings, tmp_path, *CONSTANT, *WATCHED, "--resume", "latest")
     assert second.returncode == 0, second.stderr[-3000:]
     whole, cut = stopped / "run", tmp_path / "run"
     assert checkpoints(cut) == checkpoints(whole)
     for name in ("steps.jsonl", "checkpoint-4/state.json", "checkpoint-4/README.md"):
         assert (cut / name).read_text() == (whole / name).read_text(), name
     # What has ended stays ended.
-    third = train("python", 1, settings, tmp_path, *CONSTANT, "--resume", "latest")
+    third = train("python", 1, settings, tmp_path, *CONSTANT, *WATCHED, "--resume", "latest")
     assert third.returncode == 0 and "step 4: stopped: no gain" in third.stdout
+    assert "of the step time" not in third.stdout
     assert checkpoints(cut) == checkpoints(whole)
 
 

@@ -22,18 +22,25 @@ from tqdm import tqdm
 from cdpvae import files
 from cdpvae.evaluation.checkpoint import OpenedRun
 from cdpvae.evaluation.codes.options import DecodeOptions
-from cdpvae.evaluation.codes.store import code_of, describe_model, open_work, read_description
+from cdpvae.evaluation.codes.store import (
+    check_same_weights,
+    code_of,
+    describe_model,
+    open_work,
+    read_description,
+)
 from cdpvae.evaluation.likelihood import EVALUATION_EPOCH
 
 # The flags that do not change what is written.
-_FREE = ("checkpoint", "input", "output", "backbone", "device")
+_FREE = ("checkpoint", "input", "output", "backbone", "device", "any_checkpoint")
 
 
 def decode_file(opened: OpenedRun, options: DecodeOptions) -> int:
     """Write a text for every code, begun now or by an earlier run -> the number of texts.
 
-    Raises ValueError for a file that holds no codes or those of another family or shape, for an
-    output that exists, and for unfinished work on something else.
+    Raises ValueError for a file that holds no codes, those of another family or shape or, unless
+    the options insist, of other weights; for an output that exists, and for unfinished work on
+    something else.
     """
     path, output = Path(options.input), Path(options.output)
     if output.exists():
@@ -46,6 +53,9 @@ def decode_file(opened: OpenedRun, options: DecodeOptions) -> int:
                 f"codes {options.input!r} have {name}={codes.get(name)}, the checkpoint "
                 f"{model[name]}; give the checkpoint that encoded them ({codes.get('checkpoint')})"
             )
+    # To another run's decoder they mean nothing, though they fit.
+    if not options.any_checkpoint:
+        check_same_weights(codes, model, options.input)
     work = output.with_name(f"{output.name}.unfinished")
     with files.locked(work):
         flags = {k: v for k, v in dataclasses.asdict(options).items() if k not in _FREE}

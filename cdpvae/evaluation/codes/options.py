@@ -44,6 +44,8 @@ class DecodeOptions:
     """Parquet file that encode wrote"""
     output: str = ""
     """JSON lines: id and text"""
+    any_checkpoint: bool = False
+    """also decode codes that another checkpoint made, as long as family and shapes fit"""
     source: Annotated[Literal["mean", "sample"], tyro.conf.arg(name="from")] = "mean"
     """the mean of each code, or a draw from it"""
     max_length: int = 256

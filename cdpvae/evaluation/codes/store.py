@@ -46,6 +46,7 @@ def describe_model(opened: OpenedRun) -> dict[str, Any]:
     return {
         "checkpoint": str(opened.checkpoint),
         "checkpoint_sha256": _checkpoint_hash(opened.checkpoint),
+        "weights_sha256": _weights_hash(opened.checkpoint),
         "settings_sha256": files.sha256(opened.checkpoint / "settings.json"),
         "family": opened.settings.model.latent.kind,
         "shapes": {name: list(tensor.shape[1:]) for name, tensor in tensors.items()},
@@ -54,6 +55,21 @@ def describe_model(opened: OpenedRun) -> dict[str, Any]:
             for name, tensor in tensors.items()
         },
     }
+
+
+def check_same_weights(codes: Mapping[str, Any], model: Mapping[str, Any], source: str) -> None:
+    """Raise ValueError for codes that other weights made than those that are to read them.
+
+    codes, model: descriptions of the file and of the opened run. source: the file's name.
+    """
+    # Files of an earlier version have the hash of the whole checkpoint directory alone.
+    key = "weights_sha256" if "weights_sha256" in codes else "checkpoint_sha256"
+    if codes.get(key) != model[key]:
+        raise ValueError(
+            f"codes {source!r} were made by another checkpoint, {codes.get('checkpoint')}: its "
+            f"{key} is {str(codes.get(key))[:12]}, that of {model['checkpoint']} "
+            f"{model[key][:12]}; give that checkpoint, or insist with --any-checkpoint"
+        )
 
 
 def schema_of(description: Mapping[str, Any], with_text: bool) -> pa.Schema:
@@ -115,6 +131,22 @@ def open_work(directory: Path, identity: dict[str, Any], output: Path) -> None:
             f"output={str(output)!r} was begun with another {', '.join(changed)}; give the old "
             f"flags to continue, or remove {directory} to begin anew"
         )
+
+
+def _weights_hash(checkpoint: Path) -> str:
+    """Return a SHA-256 of the trained weights alone, heads and adapters.
+
+    A checkpoint that is copied without its optimizer, or exported, keeps it.
+    """
+    # What a finished checkpoint's manifest has is not read again.
+    manifest = checkpoint / files.MANIFEST
+    known = files.read_json(manifest) if manifest.exists() else {}
+    parts = []
+    for path in sorted(checkpoint.rglob("*.safetensors")):
+        name = path.relative_to(checkpoint).as_posix()
+        entry = known.get(name)
+        parts.append(f"{name} {entry['sha256'] if entry else files.sha256(path)}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _checkpoint_hash(checkpoint: Path) -> str:

@@ -1,4 +1,7 @@
-"""What lies between two texts: how evenly texts change on the way, and how likely they are."""
+"""What lies between two texts: how evenly texts change on the way, and how likely they are.
+
+Where the attributes of the rows are known, also what arithmetic between latents does to them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from torch import Tensor
 
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.figures import Figure, FigureGroup
+from cdpvae.evaluation.groups.arithmetic import measure_arithmetic
 from cdpvae.evaluation.groups.samples import sentence_bleu, write
 from cdpvae.evaluation.scorer import TextScorer
 from cdpvae.evaluation.statistics import mean_and_error
+from cdpvae.sample.pairs import SampleSpec
 
 MODES = ("linear", "slerp")
 STEPS = 11
@@ -28,6 +33,8 @@ def measure_interpolation(
     pairs: int,
     max_length: int,
     progress: Callable[[str], None],
+    spec: SampleSpec | None = None,
+    triples: int = 0,
 ) -> FigureGroup:
     """Write greedy texts on the ways between the means of neighbouring rows, and measure them.
 
@@ -37,6 +44,8 @@ def measure_interpolation(
     pairs: how many, at most.
     max_length: tokens per text.
     progress: told what is under way.
+    spec: the attributes of the rows, for arithmetic between latents; None for none.
+    triples: how many rows a, b, c of it, at most.
 
     Raises ValueError for a model without a latent or fewer than two rows.
     """
@@ -65,8 +74,24 @@ def measure_interpolation(
             {f"{mode} {step / (STEPS - 1):.1f}": text for step, text in enumerate(way)}
             for way in ways[:SHOWN]
         ]
+    # Arithmetic takes its rows from all of them.
+    notes = [scorer.note]
+    if spec is not None:
+        added = measure_arithmetic(
+            opened,
+            _means(opened, rows),
+            [instruction for batch in opened.rows(rows) for instruction, _ in opened.texts(batch)],
+            spec,
+            triples=triples,
+            rows_per_batch=rows.rows_per_batch,
+            max_length=max_length,
+            progress=progress,
+        )
+        figures += added.figures
+        shown += [dict(text) for text in added.texts]
+        notes += added.notes
     return FigureGroup(
-        name="interpolation", figures=figures, series=series, texts=shown, notes=[scorer.note]
+        name="interpolation", figures=figures, series=series, texts=shown, notes=notes
     )
 
 

@@ -38,6 +38,7 @@ def measure_latent(
     *,
     seed: int,
     progress: Callable[[str], None],
+    encoded: EncodedRows | None = None,
 ) -> FigureGroup:
     """Measure the codes of a split, and their mixture beside the prior.
 
@@ -45,11 +46,12 @@ def measure_latent(
     rows: which ones; all of them make the aggregate.
     seed: of every draw.
     progress: told a line as work goes on.
+    encoded: the same rows with the same seed, where they are encoded already.
 
     Raises ValueError for a model without a latent and for an empty split.
     """
     require_latent(opened)
-    encoded = encode_rows(opened, rows, seed=seed, progress=progress)
+    encoded = encoded or encode_rows(opened, rows, seed=seed, progress=progress)
     # The codes by themselves.
     progress(f"codes of {encoded.num_rows} rows")
     latent, code = encoded.model.latent, encoded.code.to(torch.float32)

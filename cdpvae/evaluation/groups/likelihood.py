@@ -118,6 +118,7 @@ def measure_likelihood(
     iw_rows: int | None,
     iw_samples: int,
     progress: Callable[[str], None],
+    encoded: EncodedRows | None = None,
 ) -> FigureGroup:
     """Measure how likely held-out texts are, in nats, bits per byte and perplexities.
 
@@ -128,17 +129,18 @@ def measure_likelihood(
     iw_rows: rows of IW-NLL, chosen at random; None for all.
     iw_samples: K.
     progress: told a line as work goes on.
+    encoded: the same rows with the same seed, where they are encoded already.
 
     A model without a latent has an NLL alone. Raises ValueError for an empty split, a baseline with
     a latent, other data than the tokenizer's, and for iw_rows or iw_samples below 1.
     """
     _check(baseline, iw_rows, iw_samples)
-    encoded = encode_rows(opened, rows, seed=seed, progress=progress)
+    encoded = encoded or encode_rows(opened, rows, seed=seed, progress=progress)
     counts = TextCounts.of(encoded, opened.tokenizer.decode)
     figures, series, notes = counts.figures(), {}, []
     # What the model itself says of every row.
     progress(f"likelihood of {encoded.num_rows} rows")
-    nll = encoded.nll(encoded.z)
+    nll = encoded.own_nll
     total, title, chosen, weighted = nll, "NLL", None, None
     if encoded.model.latent.reads_text:
         kl = encoded.kl()

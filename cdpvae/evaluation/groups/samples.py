@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from cdpvae.batch import PackedText
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.figures import Figure, FigureGroup
+from cdpvae.evaluation.groups.reverse_perplexity import reverse_perplexity
 from cdpvae.evaluation.scorer import TextScorer
 from cdpvae.evaluation.statistics import mean_and_error
 from cdpvae.latents import GeneratorNoise
@@ -34,6 +36,8 @@ def measure_samples(
     *,
     scorer: TextScorer,
     training_texts: Iterable[str],
+    features: Callable[[], TextScorer],
+    reverse_texts: int,
     seed: int,
     num_texts: int,
     max_length: int,
@@ -45,6 +49,8 @@ def measure_samples(
     rows: real texts, the first `num_texts` of them.
     scorer: the language model that judges.
     training_texts: what the model was trained to write, as far as it is compared.
+    features: opens the language model whose states are MAUVE's features.
+    reverse_texts: samples that the model of the reverse perplexity learns from; 0 for none.
     seed: of prior draws and sampling.
     num_texts: how many to draw.
     max_length: tokens per text.
@@ -57,11 +63,12 @@ def measure_samples(
     # Draw twice from every z: whether both texts agree says what z decides.
     progress(f"drawing {num_texts} texts from the prior, twice")
     generator = torch.Generator(device=opened.model.device).manual_seed(seed)
-    z = opened.model.latent.prior.sample(num_texts, GeneratorNoise(generator))
-    z = z.to(opened.model.device)
+    z = _prior(opened, num_texts, generator)
+    started = time.perf_counter()
     first, again = (
         write(opened, z, rows.rows_per_batch, max_length, generator=generator) for _ in range(2)
     )
+    seconds_a_text = (time.perf_counter() - started) / (2 * num_texts)
     batches = opened.rows(replace(rows, limit=num_texts))
     real = [response for batch in batches for _, response in opened.texts(batch)]
     # Score both kinds of text alike.
@@ -89,12 +96,38 @@ def measure_samples(
             )
     else:
         notes.append("no latent: consistency and round trip are left out")
-    figures += _mauve(first, real, scorer, seed, notes)
-    notes.append("reverse PPL is not measured: it needs a model trained on samples")
+    figures += _mauve(first, real, features, seed, notes)
+    # Last, so that its draws change no other figure.
+    if not reverse_texts:
+        notes.append("reverse PPL is not measured: it trains a language model (--reverse-ppl N)")
+    elif len(corpus) < 2:
+        notes.append("reverse PPL is left out: there are no training texts to compare with")
+    else:
+
+        def draw(count: int) -> list[str]:
+            z = _prior(opened, count, generator)
+            return write(opened, z, rows.rows_per_batch, max_length, generator=generator)
+
+        figures += reverse_perplexity(
+            draw,
+            corpus,
+            real,
+            samples=reverse_texts,
+            seconds_a_text=seconds_a_text,
+            device=opened.model.device,
+            seed=seed,
+            progress=progress,
+        )
     shown = [
         {"sample": text, "same z again": other} for text, other in zip(first, again, strict=True)
     ]
     return FigureGroup(name="samples", figures=figures, texts=shown[:SHOWN], notes=notes)
+
+
+def _prior(opened: OpenedRun, count: int, generator: torch.Generator) -> Tensor:
+    """Draw latents from the prior -> (count, *shape) on the model's device."""
+    z = opened.model.latent.prior.sample(count, GeneratorNoise(generator))
+    return z.to(opened.model.device)
 
 
 @torch.no_grad()
@@ -275,14 +308,14 @@ def sentence_bleu(hypothesis: str, reference: str) -> float:
 def _mauve(
     samples: Sequence[str],
     real: Sequence[str],
-    scorer: TextScorer,
+    features: Callable[[], TextScorer],
     seed: int,
     notes: list[str],
 ) -> list[Figure]:
     """Return MAUVE where its package is installed, else a note.
 
     samples, real: the two sets of texts.
-    scorer: whose last hidden states are the features.
+    features: opens the language model whose last hidden states are the features.
     seed: of the clustering.
     notes: gets what a reader must know.
     """
@@ -292,14 +325,15 @@ def _mauve(
     # The package has no types, and is optional.
     mauve = importlib.import_module("mauve")
     # Features of both sets come from one model, or their distance means nothing.
-    features = [scorer.features(texts).numpy() for texts in (samples, real)]
-    result = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=seed)
+    model = features()
+    states = [model.features(texts).numpy() for texts in (samples, real)]
+    result = mauve.compute_mauve(p_features=states[0], q_features=states[1], seed=seed)
     return [
         Figure(
             name="MAUVE",
             value=float(result.mauve),
             unit="share",
-            estimator=f"mauve-text with its defaults, features of {scorer.name}",
+            estimator=f"mauve-text with its defaults, features of {model.name}",
             rows=len(samples),
             cap=1.0,
             note="comparable only with the same features and numbers of texts",

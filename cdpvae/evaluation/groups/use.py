@@ -34,6 +34,7 @@ def measure_use(
     seed: int,
     dimension_rows: int,
     progress: Callable[[str], None],
+    encoded: EncodedRows | None = None,
 ) -> FigureGroup:
     """Measure what the decoder loses without its z, and how much it attends to the prompts.
 
@@ -42,17 +43,18 @@ def measure_use(
     seed: of every draw.
     dimension_rows: rows, chosen at random, in which single dimensions are replaced.
     progress: told a line as work goes on.
+    encoded: the same rows with the same seed, where they are encoded already.
 
     Raises ValueError for a model without a latent, fewer than two rows, or dimension_rows < 1.
     """
     require_latent(opened)
     if dimension_rows < 1:
         raise ValueError(f"dimension_rows={dimension_rows} must be at least 1")
-    encoded = encode_rows(opened, rows, seed=seed, progress=progress)
+    encoded = encoded or encode_rows(opened, rows, seed=seed, progress=progress)
     donor = other_rows(encoded.num_rows, seed=seed)
     # The whole z replaced, paired with the same row's own z.
     progress(f"z replaced in {encoded.num_rows} rows")
-    own = encoded.nll(encoded.z)
+    own = encoded.own_nll
     figures = [mean_figure("NLL from z ~ q", own, NATS, "one draw a row")]
     for name, (z, how) in replacements(encoded, donor, seed=seed).items():
         cost = encoded.nll(z) - own

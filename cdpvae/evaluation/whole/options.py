@@ -31,12 +31,20 @@ class WholeOptions(EvaluationOptions):
     """texts drawn from the prior"""
     pairs: int = 20
     """pairs of rows to interpolate between"""
+    attributes: str | None = None
+    """attributes.json of the sample data: adds arithmetic of attributes to interpolation"""
+    triples: int = 200
+    """rows a, b, c of that arithmetic"""
     max_length: int = 256
     """tokens per generated text"""
     scorer: str | None = None
     """causal language model whose perplexity judges texts; default: the run's backbone"""
     train_rows: int = 20000
     """training texts that 4-grams of samples are looked for in, the first ones"""
+    feature_model: str | None = None
+    """causal language model whose states are MAUVE's features; default: the run's backbone"""
+    reverse_ppl: int = 0
+    """train a language model on so many samples and score real texts with it; 0: do not"""
     output: str = "evaluation"
     """directory of evaluation.json and evaluation.html"""
 
@@ -67,6 +75,17 @@ class WholeOptions(EvaluationOptions):
                 f"--input {self.input!r} and --processed-dir {self.processed_dir!r} both name the "
                 "rows; drop one"
             )
+        # A flag of a group that is not measured would have no effect.
+        for field, group in (
+            ("feature_model", "samples"),
+            ("reverse_ppl", "samples"),
+            ("attributes", "interpolation"),
+        ):
+            if getattr(self, field) and group not in self.groups:
+                flag = "--" + field.replace("_", "-")
+                raise ValueError(f"{flag} has no effect with --only {self.only}: add {group}")
+        if self.reverse_ppl < 0 or self.reverse_ppl == 1:
+            raise ValueError(f"--reverse-ppl {self.reverse_ppl} must be 0, or at least 2 samples")
         if self.iw_rows != "all" and not (self.iw_rows.isdecimal() and int(self.iw_rows)):
             raise ValueError(f"--iw-rows {self.iw_rows!r} must be all or a number of at least 1")
         # Numbers of which at least so many are needed.
@@ -78,6 +97,7 @@ class WholeOptions(EvaluationOptions):
             ("text_rows", 1),
             ("num_texts", 2),
             ("pairs", 1),
+            ("triples", 1),
             ("max_length", 1),
             ("train_rows", 0),
         ):

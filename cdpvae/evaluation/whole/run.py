@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,53 @@ import cdpvae
 from cdpvae import files
 from cdpvae.data import PreprocessedDataset
 from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
+from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.figures import FigureGroup
 from cdpvae.evaluation.page import html_page
 from cdpvae.evaluation.scorer import TextScorer
 from cdpvae.evaluation.whole.options import WholeOptions
 from cdpvae.evaluation.whole.raw_input import prepare_input
 from cdpvae.evaluation.whole.seeds import SeededGroup
+from cdpvae.sample.pairs import SampleSpec
 
 
 @dataclass
 class Subject:
     """What is measured, and what groups share.
 
-    options: of the command. opened, baseline: the runs. rows: which rows.
+    options: of the command. opened, baseline: the runs. rows: which rows. spec: their attributes,
+    where they are known.
     """
 
     options: WholeOptions
     opened: OpenedRun
     baseline: OpenedRun | None
     rows: RowSelection
+    spec: SampleSpec | None = None
+    _encoded: dict[int, EncodedRows] = field(default_factory=dict)
+
+    def encoded(self, seed: int, progress: Callable[[str], None]) -> EncodedRows:
+        """Return the rows with their codes and the draws of a seed, encoded when first needed.
+
+        seed: of z ~ q(z|x). progress: told a line where they are encoded.
+        """
+        # Groups come one after another, each with all seeds: what one made, the next one finds.
+        if seed not in self._encoded:
+            self._encoded[seed] = encode_rows(self.opened, self.rows, seed=seed, progress=progress)
+        return self._encoded[seed]
 
     @cached_property
     def scorer(self) -> TextScorer:
         """The language model that judges texts, opened when it is first needed."""
         return TextScorer.of(self.opened, self.options.scorer, self.options.backbone)
+
+    @cached_property
+    def features(self) -> TextScorer:
+        """The language model of MAUVE's features; the scorer itself where both are the backbone."""
+        wanted = self.options.feature_model
+        if wanted == self.options.scorer:
+            return self.scorer
+        return TextScorer.of(self.opened, wanted, self.options.backbone, "feature_model")
 
     @cached_property
     def training_texts(self) -> list[str]:
@@ -66,11 +89,13 @@ class Measure:
 
     needs_latent: whether there is nothing to measure without a latent.
     uses_seed: whether its figures depend on the seed at all.
+    shares_rows: whether it takes the encoded rows of the subject, those of its seed.
     """
 
     arguments: Callable[[Subject], dict[str, Any]]
     needs_latent: bool = False
     uses_seed: bool = True
+    shares_rows: bool = False
 
 
 # A group NAME is the function measure_NAME of cdpvae/evaluation/groups/NAME.py.
@@ -80,10 +105,15 @@ MEASURES: Mapping[str, Measure] = {
             "baseline": it.baseline,
             "iw_rows": it.options.importance_rows,
             "iw_samples": it.options.iw_samples,
-        }
+        },
+        shares_rows=True,
     ),
-    "use": Measure(lambda it: {"dimension_rows": it.options.dimension_rows}, needs_latent=True),
-    "latent": Measure(lambda it: {}, needs_latent=True),
+    "use": Measure(
+        lambda it: {"dimension_rows": it.options.dimension_rows},
+        needs_latent=True,
+        shares_rows=True,
+    ),
+    "latent": Measure(lambda it: {}, needs_latent=True, shares_rows=True),
     "reconstruction": Measure(
         lambda it: {"text_rows": it.options.text_rows, "max_length": it.options.max_length}
     ),
@@ -91,6 +121,9 @@ MEASURES: Mapping[str, Measure] = {
         lambda it: {
             "scorer": it.scorer,
             "training_texts": it.training_texts,
+            # Opened only where MAUVE is installed.
+            "features": lambda: it.features,
+            "reverse_texts": it.options.reverse_ppl,
             "num_texts": it.options.num_texts,
             "max_length": it.options.max_length,
         }
@@ -99,6 +132,8 @@ MEASURES: Mapping[str, Measure] = {
         lambda it: {
             "scorer": it.scorer,
             "pairs": it.options.pairs,
+            "spec": it.spec,
+            "triples": it.options.triples,
             "max_length": it.options.max_length,
         },
         needs_latent=True,
@@ -145,12 +180,17 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _say_under(label: str, line: str) -> None:
+    say(f"{label}: {line}")
+
+
 def evaluate_run(options: WholeOptions) -> Iterator[str]:
     """Measure all groups, yielding the lines of each table as it is finished, then the paths.
 
     Raises ValueError for what a user can cause, before anything is measured where it can be.
     """
     options.check()
+    spec = None if options.attributes is None else SampleSpec.load(options.attributes)
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
     baseline = _open_baseline(options, opened)
     directory = Path(options.output)
@@ -163,7 +203,7 @@ def evaluate_run(options: WholeOptions) -> Iterator[str]:
             raw = prepare_input(opened, options.input, rows, Path(scratch))
             rows = raw.rows
             result.notes.append(raw.note)
-        subject = Subject(options, opened, baseline, rows)
+        subject = Subject(options, opened, baseline, rows, spec)
         yield from result.notes
         # A finished group is on the disk before the next one begins.
         for name in options.groups:
@@ -214,16 +254,11 @@ def _measure_group(name: str, subject: Subject, result: Evaluation) -> Iterator[
     groups: list[FigureGroup] = []
     for seed in seeds:
         label = f"{name}, seed {seed}" if count > 1 else name
-        keyed = {"seed": seed} if measure.uses_seed else {}
-        groups.append(
-            function(
-                subject.opened,
-                subject.rows,
-                **measure.arguments(subject),
-                **keyed,
-                progress=lambda line, label=label: say(f"{label}: {line}"),
-            )
-        )
+        keyed: dict[str, Any] = {"seed": seed} if measure.uses_seed else {}
+        keyed["progress"] = partial(_say_under, label)
+        if measure.shares_rows:
+            keyed["encoded"] = subject.encoded(seed, keyed["progress"])
+        groups.append(function(subject.opened, subject.rows, **measure.arguments(subject), **keyed))
     seconds = time.monotonic() - started
     say(f"{name}: finished in {seconds:.1f} s")
     result.groups[name] = SeededGroup(seeds, groups), seconds

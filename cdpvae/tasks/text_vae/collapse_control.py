@@ -21,7 +21,6 @@ class CollapseControl:
     interventions: holds the weights that a check may move.
     telemetry: takes lines and scalars.
     probe: measures the use of z where the monitor watches it.
-    last_step: of this process; after it the time of the probe is told.
     """
 
     def __init__(
@@ -31,11 +30,10 @@ class CollapseControl:
         interventions: AdaptiveInterventionScheduler,
         telemetry: Telemetry,
         probe: UseProbe | None = None,
-        last_step: int = 0,
     ) -> None:
         self.config, self.monitor = config, monitor
         self.interventions, self.telemetry = interventions, telemetry
-        self.probe, self.last_step, self.times = probe, last_step, PassTimes()
+        self.probe, self.times = probe, PassTimes()
 
     def observe(self, step: int, observed: list[Observed]) -> None:
         """Take in the codes of one optimizer step, a mapping a micro-batch; check when due."""
@@ -45,9 +43,14 @@ class CollapseControl:
         self._take_in(observed)
         if step % self.config.check_every == 0:
             self._check(step)
-        if self.probe is not None and step == self.last_step:
-            self.telemetry.say(self.times.describe(self.config.check_every))
         self.times.step_begins()
+
+    def summary(self) -> str:
+        """Return one line on the time of the probe at the end of a run; empty without one."""
+        # A run that was over when it was resumed has taken no step.
+        if self.probe is None or self.times.last is None:
+            return ""
+        return self.times.describe(self.config.check_every)
 
     def _take_in(self, observed: list[Observed]) -> None:
         """Show the monitor the codes of all ranks."""

@@ -65,11 +65,9 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     module = TrainingModule(model, objective, training.seed, world.world_size)
     # Bring together what happens around a step.
     telemetry = Telemetry(training.output_dir, world)
-    task = build_task(
-        settings, world, module, tokenizer, splits, schedule, interventions, telemetry, total_steps
-    )
-    engine = build_engine(task.module, training, total_steps, world)
     context = RunContext(training, world, telemetry, total_steps)
+    task = build_task(settings, context, module, tokenizer, splits, schedule, interventions)
+    engine = build_engine(task.module, training, total_steps, world)
     trainer = Trainer(context, task, engine, loader, checkpoints)
     if resume_from is not None:
         trainer.resume(resume_from)
@@ -81,36 +79,30 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
 
 def build_task(
     settings: Settings,
-    world: World,
+    context: RunContext,
     module: TrainingModule,
     tokenizer: LlamaTokenizerWrapper,
     splits: Splits,
     schedule: Schedule,
     interventions: AdaptiveInterventionScheduler,
-    telemetry: Telemetry,
-    total_steps: int,
 ) -> Task:
     """Make the text VAE what the training loop knows of it.
 
     settings: of the run.
-    world: this rank among its peers.
+    context: this rank among its peers, where lines go, and how many steps are planned.
     module: model and objective.
     tokenizer, splits: for evaluation.
     schedule: of every step.
     interventions: holds the weights that collapse control moves.
-    telemetry: takes lines and scalars.
-    total_steps: of the planned schedule.
     """
     # What watches the training, and what writes it down.
-    model = module.model
+    model, world, telemetry = module.model, context.world, context.telemetry
+    total_steps = context.total_steps
     window, probe, line = watched_use(settings, world, model, splits.get("validation"), total_steps)
     if line:
         telemetry.say(line)
     monitor = CollapseMonitor(model.latent, settings.collapse, window)
-    last_step = min(total_steps, settings.training.stop_after or total_steps)
-    control = CollapseControl(
-        settings.collapse, monitor, interventions, telemetry, probe, last_step
-    )
+    control = CollapseControl(settings.collapse, monitor, interventions, telemetry, probe)
     step_log = StepLog(settings, world, model, telemetry, total_steps)
 
     def observe(step: int, step_batch: StepBatch, observed: list[Observed]) -> None:
@@ -167,6 +159,7 @@ def build_task(
         evaluate=evaluate,
         directions=directions,
         save_pretrained=save_pretrained,
+        summary=control.summary,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +22,11 @@ from support.runs import sentences
 def make_checkpoint(tmp_path_factory, backbone_dir, small_settings):
     """latent -> a saved, untrained run."""
 
-    def make(**latent):
+    def make(seed=3, **latent):
         path = tmp_path_factory.mktemp("run") / "checkpoint-1"
         model = {**small_settings["model"], "latent": latent}
         settings = Settings.model_validate_json(json.dumps({"model": model}))
-        torch.manual_seed(3)
+        torch.manual_seed(seed)
         saved = LlamaSoftPromptVAE(settings.model)
         # An untrained decoder writes the same whatever z is: codes and prompts are made large.
         heads = saved.head_modules()
@@ -179,6 +180,44 @@ def test_codes_of_another_shape_are_refused(codes, make_checkpoint, tmp_path, ca
     assert decode.main(["--checkpoint", other, "--input", str(codes), "--output", output]) == 2
     said = the_error(capsys)
     assert "shapes=" in said
+
+
+def test_codes_of_other_weights_are_refused_unless_told(
+    codes, checkpoint, make_checkpoint, tmp_path, capsys
+):
+    """The same family and shapes from another seed; the same weights elsewhere are the same."""
+
+    def flags(run, name, *more):
+        files = ["--input", str(codes), "--output", str(tmp_path / name)]
+        return ["--checkpoint", run, *files, "--max-length", "8", *more]
+
+    other = make_checkpoint(seed=4, kind="gaussian", latent_dim=8)
+    assert decode.main(flags(other, "refused.jsonl")) == 2
+    said = the_error(capsys)
+    assert "made by another checkpoint" in said and checkpoint in said
+    assert "--any-checkpoint" in said and not (tmp_path / "refused.jsonl").exists()
+    assert decode.main(flags(other, "forced.jsonl", "--any-checkpoint")) == 0
+    # A copy has other files beside the weights, and may have another name.
+    copy = tmp_path / "copied"
+    shutil.copytree(checkpoint, copy)
+    (copy / "README.md").write_text("moved\n")
+    assert decode.main(flags(str(copy), "copied.jsonl")) == 0
+    assert (tmp_path / "copied.jsonl").read_text() != (tmp_path / "forced.jsonl").read_text()
+
+
+def test_a_file_from_before_the_hash_of_the_weights_is_judged_by_the_checkpoint(
+    codes, checkpoint, make_checkpoint, tmp_path, capsys
+):
+    table = pq.read_table(codes)
+    description = json.loads(table.schema.metadata[b"cdpvae"])
+    del description["weights_sha256"]
+    old = tmp_path / "old.parquet"
+    pq.write_table(table.replace_schema_metadata({b"cdpvae": json.dumps(description)}), old)
+    flags = ["--input", str(old), "--max-length", "4", "--output"]
+    assert decode.main(["--checkpoint", checkpoint, *flags, str(tmp_path / "a.jsonl")]) == 0
+    other = make_checkpoint(seed=4, kind="gaussian", latent_dim=8)
+    assert decode.main(["--checkpoint", other, *flags, str(tmp_path / "b.jsonl")]) == 2
+    assert "checkpoint_sha256" in the_error(capsys)
 
 
 def test_a_file_without_codes_is_refused(checkpoint, texts, tmp_path, capsys):

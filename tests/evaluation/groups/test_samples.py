@@ -58,7 +58,7 @@ def test_mauve_is_measured_where_it_is_installed(scorer, monkeypatch):
     """Both sets of features and the seed reach it; without the package a note says so."""
     notes: list[str] = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert samples._mauve(["a"], ["b"], scorer, 3, notes) == []
+    assert samples._mauve(["a"], ["b"], lambda: scorer, 3, notes) == []
     assert "not installed" in notes[0]
     called = {}
 
@@ -68,7 +68,7 @@ def test_mauve_is_measured_where_it_is_installed(scorer, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setitem(sys.modules, "mauve", SimpleNamespace(compute_mauve=compute_mauve))
-    (figure,) = samples._mauve(["a river"], ["b", "c"], scorer, 3, [])
+    (figure,) = samples._mauve(["a river"], ["b", "c"], lambda: scorer, 3, [])
     assert figure.value == 0.25 and called["seed"] == 3
     assert torch.equal(torch.from_numpy(called["p_features"]), scorer.features(["a river"]))
     assert called["q_features"].shape == (2, 32)

@@ -106,6 +106,11 @@ def test_a_raw_file_is_read_as_the_data_of_the_run_were(checkpoint, tmp_path, ca
         (["--seeds", "0"], "--seeds 0 must be at least 1"),
         (["--iw-rows", "some"], "--iw-rows 'some' must be all or a number"),
         (["--input", "a", "--processed-dir", "b"], "both name the rows"),
+        (["--reverse-ppl", "1"], "--reverse-ppl 1 must be 0, or at least 2"),
+        (["--reverse-ppl", "9", "--only", "use"], "--reverse-ppl has no effect with --only use"),
+        (["--feature-model", "x", "--only", "use"], "--feature-model has no effect"),
+        (["--attributes", "x", "--only", "use"], "add interpolation"),
+        (["--attributes", "nowhere.json"], "No such file or directory: 'nowhere.json'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(flags, said, capsys):
