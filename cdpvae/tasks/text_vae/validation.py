@@ -106,7 +106,9 @@ class Validation:
         return {name: "+" if name.startswith("z_use_") else BETTER.get(name, "") for name in names}
 
     def _code_of_zeros(self, rows: int) -> Code:
-        pooled = torch.zeros(rows, self.model.backbone.config.hidden_size)
+        pooling = self.model.pooling
+        width = self.model.backbone.config.hidden_size if pooling is None else pooling.output_dim
+        pooled = torch.zeros(rows, width)
         heads = next(self.model.latent.parameters(), pooled)
         with torch.no_grad(), self.model.evaluating():
             return self.model.latent.infer(pooled.to(heads))
