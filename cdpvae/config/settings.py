@@ -44,6 +44,11 @@ class Settings(Group):
             _set(self.loss, bow_weight=0.0, beta_max=0.0, rate_target=None)
             _set(self.collapse, enable_collapse_monitoring=False)
         self._check_rate_target()
+        if self.model.reads_instruction and self.data.target == "reconstruction":
+            raise ValueError(
+                "decoder_reads='instruction' with target='reconstruction': the decoder would read "
+                "the text that it is to write; set decoder_reads='nothing' or target='response'"
+            )
         # InfoNCE compares two views, and the queue holds second views.
         views = self.augmentation.augmentation_probability > 0
         if self.loss.contrastive_weight > 0 and not views:

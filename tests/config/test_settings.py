@@ -156,6 +156,11 @@ def gaussian(latent_dim) -> dict:
         ({"data": {"languages": []}}, ["languages=[]", "language_filter=false"]),
         ({"data": {"quality_filter": False, "max_special_share": 0.5}}, ["max_special_share=0.5"]),
         ({"data": {"deduplication": "exact", "similarity": 0.9}}, ["similarity=0.9", "exact"]),
+        (
+            {"model": {"decoder_reads": "instruction"}, "data": {"target": "reconstruction"}},
+            ["decoder_reads='instruction'", "target='reconstruction'"],
+        ),
+        ({"model": {"decoder_reads": "all"}}, ["model.decoder_reads='all'", "instruction"]),
         ({"data": {"executor": "slurm"}}, ["data.executor", "slurm", "ray"]),
     ],
 )
@@ -201,3 +206,15 @@ def test_settings_survive_json_copies_and_assignments():
     with pytest.raises(ValueError, match="deep_prefix=true has no effect"):
         Settings(model={"latent": {"kind": "none"}}).model.deep_prefix = True
     assert ModelConfig(lora_target_modules=["q_proj"]).lora_target_modules == ("q_proj",)
+
+
+def test_passes_of_an_instruction_are_counted():
+    """By the encoder and by a decoder that reads it; once where neither does, as ever."""
+    for kind, reads, passes in (
+        ("gaussian", "nothing", 1),
+        ("gaussian", "instruction", 2),
+        ("none", "instruction", 1),
+        ("none", "nothing", 1),
+    ):
+        model = parse_settings({"model": {"latent": {"kind": kind}, "decoder_reads": reads}}).model
+        assert model.instruction_passes == passes

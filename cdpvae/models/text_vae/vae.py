@@ -2,6 +2,7 @@
 
     instruction -> Llama, frozen or with its own LoRA -> attention pooling -> latent.infer -> z
     z -> soft prompts (and deep prefix) + word-dropped response -> LoRA Llama -> hidden states
+    (under `decoder_reads: instruction` the instruction stands before the response)
 
 The logits of the decoder are never made in training: the losses take hidden states and the head.
 What a code and a z are is the business of the latent family (`cdpvae.latents`).
@@ -29,6 +30,7 @@ from cdpvae.latents import Code, GeneratorNoise, KeyedNoise, Latent, Noise, fami
 from cdpvae.models.text_vae import generation, storage
 from cdpvae.models.text_vae.backbone import Backbone, kv_heads_of
 from cdpvae.models.text_vae.card import model_card
+from cdpvae.models.text_vae.decoder_text import DecoderText, text_begun, text_read
 from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
@@ -39,7 +41,8 @@ from cdpvae_kernels import Stream, prefixed_embedding, prefixed_positions, word_
 class Decoded:
     """The decoder's packed output.
 
-    hidden (T + B*P, D): in the prefixed packing. positions (T,) int64: where each position of the
+    hidden (T + B*P, D): in the prefixed packing, longer by the instructions where the decoder reads
+    them. positions (T,) int64: where each position of the
     response is in `hidden`.
     """
 
@@ -170,27 +173,33 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
 
     # From z to text
 
-    def decode(self, z: Tensor | None, input_ids: Tensor, response: PackedText) -> Decoded:
+    def decode(
+        self,
+        z: Tensor | None,
+        input_ids: Tensor,
+        response: PackedText,
+        instruction: PackedText | None = None,
+    ) -> Decoded:
         """Run the decoder over soft prompts and `input_ids`, the (word-dropped) response.
 
-        z (B, *latent.shape): None or (B, 0) without a latent. input_ids (T,): laid out like
-        `response.ids`.
+        z (B, *latent.shape): None or (B, 0) without a latent.
+        input_ids (T,): laid out like `response.ids`.
+        response: what is written.
+        instruction: read first under `decoder_reads: instruction`, otherwise not looked at.
         """
         # Lay the prompts of each row before its tokens.
-        embedding = self.backbone.embedding_weight
-        prompts, num_prompts = self._prompts(z, response.num_rows), self.num_prompts
+        read = DecoderText.of(input_ids, response, text_read(self.config, instruction))
+        embedding, text = self.backbone.embedding_weight, read.text
+        prompts, num_prompts = self._prompts(z, text.num_rows), self.num_prompts
         embeds, cu_seqlens = prefixed_embedding(
-            embedding, input_ids, response.cu_seqlens, prompts, impl=self.impl
+            embedding, text.ids, text.cu_seqlens, prompts, impl=self.impl
         )
         # Keys and values of the deep prefix come before these.
         prefixes = self.deep_prefix(flat_z(z)) if self.deep_prefix is not None else None
         prefix_len = self.config.num_soft_tokens if prefixes is not None else 0
-        packing = Packing.of(
-            cu_seqlens, embeds.shape[0], response.max_len + num_prompts, prefix_len
-        )
+        packing = Packing.of(cu_seqlens, embeds.shape[0], text.max_len + num_prompts, prefix_len)
         hidden = self.backbone.decode(embeds, packing, prefixes)
-        every = torch.arange(input_ids.numel(), device=input_ids.device)
-        return Decoded(hidden, prefixed_positions(every, response.cu_seqlens, num_prompts))
+        return Decoded(hidden, prefixed_positions(read.positions, text.cu_seqlens, num_prompts))
 
     def _prompts(self, z: Tensor | None, num_rows: int) -> Tensor:
         """Return the soft prompts (B, P, D) in the embedding's dtype; P is 0 without a latent."""
@@ -227,7 +236,8 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         noise = self.training_noise(batch.sample_index, seed=seed, epoch=epoch)
         z = self.latent.sample(code, noise) if self.training else self.latent.mean(code)
         input_ids = self._drop_words(batch, schedule, seed)
-        return ModelOutput(code, view, z, self.decode(z, input_ids, batch.response))
+        decoded = self.decode(z, input_ids, batch.response, batch.instruction)
+        return ModelOutput(code, view, z, decoded)
 
     def _codes(self, batch: VAEBatch) -> tuple[Code, Code | None]:
         """Return the codes of anchor and augmented view, encoded in one packed pass."""
@@ -269,6 +279,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         top_p: float = 1.0,
         *,
         num_rows: int | None = None,
+        instruction: PackedText | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Write a text for every latent -> ids (B, <= max_length), EOS included, then pad.
@@ -278,15 +289,20 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         temperature: 0 is greedy.
         top_p: nucleus of the sampling, in (0, 1].
         num_rows: texts of a model without a latent.
+        instruction: of each row, read first under `decoder_reads: instruction`, otherwise not
+            looked at.
         generator: of the sampling.
 
-        Raises ValueError for a z of the wrong shape or sampling settings out of range.
+        Raises ValueError for a z of the wrong shape, sampling settings out of range, or a missing
+        instruction.
         """
-        z = self._checked_z(z, num_rows or 1)
+        given = text_read(self.config, instruction)
+        z = self._checked_z(z, num_rows or (1 if given is None else given.num_rows))
         with self.evaluating():
             return generation.generate_ids(
                 self,
                 z.to(self.device).float(),
+                text_begun(self.tokens, len(z), given).to(self.device),
                 max_length=max_length,
                 temperature=temperature,
                 top_p=top_p,
