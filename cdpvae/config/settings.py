@@ -52,6 +52,11 @@ class Settings(Group):
                 f"order_weight={self.loss.order_weight} has no effect with positional_slots=0; set "
                 "slots, about as many as a text has tokens, or drop it"
             )
+        if self.model.reads_instruction and self.data.target == "reconstruction":
+            raise ValueError(
+                "decoder_reads='instruction' with target='reconstruction': the decoder would read "
+                "the text that it is to write; set decoder_reads='nothing' or target='response'"
+            )
         # InfoNCE compares two views, and the queue holds second views.
         views = self.augmentation.augmentation_probability > 0
         if self.loss.contrastive_weight > 0 and not views:

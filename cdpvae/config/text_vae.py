@@ -9,6 +9,11 @@ from pydantic import Field, model_validator
 from cdpvae.config.base import Group, Strings
 from cdpvae.config.latents import GaussianConfig, LatentConfig
 
+# What stands before the response in the decoder's input.
+
+
+DecoderReads = Literal["nothing", "instruction"]
+
 
 class ModelConfig(Group):
     """The network. Dimensions of the Llama itself come from its own config.json."""
@@ -92,6 +97,12 @@ class ModelConfig(Group):
     positional_length: int = Field(
         default=1024, ge=1, description="rows of that table; later positions share the last"
     )
+    # What the decoder reads beside z.
+    decoder_reads: DecoderReads = Field(
+        default="nothing",
+        description="text before the response in the decoder's input; instruction with "
+        "latent=none is the baseline of what z could hold at most",
+    )
     # LoRA (Hu et al. 2021) of the decoder pass.
     lora_r: int = Field(default=64, ge=1, description="rank of the LoRA matrices")
     lora_alpha: int = Field(
@@ -135,6 +146,17 @@ class ModelConfig(Group):
                 f"latent_dim: a model with latent.kind={self.latent.kind} has no z like that"
             )
         return self.latent.latent_dim
+
+    @property
+    def reads_instruction(self) -> bool:
+        """Whether the decoder reads the instruction before the response."""
+        return self.decoder_reads == "instruction"
+
+    @property
+    def instruction_passes(self) -> int:
+        """How often the backbone reads a row's instruction, as far as budgets count it."""
+        # Without a latent no encoder reads it; budgets have counted it once nevertheless.
+        return max(1, (self.latent.kind != "none") + self.reads_instruction)
 
     @property
     def kernel_impl(self) -> str | None:

@@ -161,6 +161,15 @@ class PreprocessedDataset(TokenDataset):
         tokenizer = self.manifest["tokenizer"]
         super().__init__(instruction, response, tokenizer["name"], tokenizer["fingerprint"])
 
+    def check_may_be_read(self) -> None:
+        """Raise ValueError where a decoder that reads the instruction would read its own target."""
+        if self.manifest["settings"].get("target") == "reconstruction":
+            raise ValueError(
+                f"processed data {self.path} has target='reconstruction': a decoder with "
+                "decoder_reads='instruction' would read the text that it is to write; give data of "
+                "target='response'"
+            )
+
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Read the manifest of a processed directory. Raises ValueError where this version cannot."""

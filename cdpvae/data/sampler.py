@@ -46,6 +46,8 @@ class StepSampler(ABC):
     grad_accum: global micro-batches a step.
     world_size: ranks that share each of them.
     seed: of the order.
+    instruction_passes: how often the backbone reads a row's instruction; weighs it in `tokens`,
+        which micro-batches and ranks are balanced by.
 
     `unequal_rows`: whether micro-batches of a step may differ in their number of rows.
     Raises ValueError for sizes below 1, a negative seed or lengths that do not belong together.
@@ -61,8 +63,11 @@ class StepSampler(ABC):
         grad_accum: int,
         world_size: int,
         seed: int,
+        instruction_passes: int = 1,
     ) -> None:
-        check_sizes(grad_accum=grad_accum, world_size=world_size)
+        check_sizes(
+            grad_accum=grad_accum, world_size=world_size, instruction_passes=instruction_passes
+        )
         if seed < 0:
             raise ValueError(f"seed={seed} must be at least 0")
         if len(response_lengths) != len(instruction_lengths):
@@ -73,7 +78,8 @@ class StepSampler(ABC):
         # int64 whatever the data set stores: sums over a step must not overflow.
         self.responses = np.asarray(response_lengths, dtype=np.int64)
         self.instructions = np.asarray(instruction_lengths, dtype=np.int64)
-        self.tokens = self.responses + self.instructions
+        self.instruction_passes = instruction_passes
+        self.tokens = self.responses + instruction_passes * self.instructions
         self.grad_accum = grad_accum
         self.world_size = world_size
         self.seed = seed
@@ -146,6 +152,7 @@ class RowCountSampler(StepSampler):
     grad_accum: micro-batches of a rank and step.
     world_size: ranks.
     seed: of the order.
+    instruction_passes: as in `StepSampler`.
 
     Raises ValueError when the rows do not fill one step.
     """
@@ -159,6 +166,7 @@ class RowCountSampler(StepSampler):
         grad_accum: int,
         world_size: int,
         seed: int,
+        instruction_passes: int = 1,
     ) -> None:
         check_sizes(rows_per_micro_batch=rows_per_micro_batch)
         super().__init__(
@@ -167,6 +175,7 @@ class RowCountSampler(StepSampler):
             grad_accum=grad_accum,
             world_size=world_size,
             seed=seed,
+            instruction_passes=instruction_passes,
         )
         self.rows_per_step = rows_per_micro_batch * grad_accum * world_size
         if len(self.tokens) < self.rows_per_step:

@@ -7,7 +7,7 @@ cost is rows x longest row squared, pads little. In a global micro-batch every r
 number of rows, because the losses gather them; their number differs between micro-batches.
 
 A *bin* is what one rank gets of one global micro-batch: a step has grad_accum x world_size of them.
-A row costs its instruction, its response and its soft prompts: what passes through the backbone.
+A row costs its instruction, as often as the backbone reads it, its response and its soft prompts.
 The augmented view, which some steps have, is not counted.
 """
 
@@ -40,6 +40,7 @@ class TokenBudgetSampler(StepSampler):
     world_size: ranks.
     seed: of the order.
     prompt_tokens: soft prompts that a row costs beside its own tokens.
+    instruction_passes: how often the backbone reads a row's instruction.
 
     Raises ValueError for a row above the budget and for fewer rows than bins.
     """
@@ -56,6 +57,7 @@ class TokenBudgetSampler(StepSampler):
         world_size: int,
         seed: int,
         prompt_tokens: int = 0,
+        instruction_passes: int = 1,
     ) -> None:
         check_sizes(tokens_per_micro_batch=tokens_per_micro_batch)
         super().__init__(
@@ -64,6 +66,7 @@ class TokenBudgetSampler(StepSampler):
             grad_accum=grad_accum,
             world_size=world_size,
             seed=seed,
+            instruction_passes=instruction_passes,
         )
         # Check all rows at once, before any weight is loaded.
         self.budget = tokens_per_micro_batch
@@ -79,11 +82,13 @@ class TokenBudgetSampler(StepSampler):
         above = int((self.costs > self.budget).sum())
         if above:
             longest = int(self.costs.argmax())
+            times = "" if self.instruction_passes == 1 else f"{self.instruction_passes} x "
             raise ValueError(
                 f"tokens_per_micro_batch={self.budget}: {above} of {len(self.costs)} rows cost "
-                f"more; the longest, row {longest}, has {self.instructions[longest]} instruction + "
-                f"{self.responses[longest]} response + {self.prompt_tokens} prompt tokens; set at "
-                f"least {self.costs[longest]}, or preprocess with lower max_*_tokens"
+                f"more; the longest, row {longest}, has "
+                f"{times}{self.instructions[longest]} instruction + {self.responses[longest]} "
+                f"response + {self.prompt_tokens} prompt tokens; set at least "
+                f"{self.costs[longest]}, or preprocess with lower max_*_tokens"
             )
         # Every rank needs a row in every micro-batch, or gathering would wait for it.
         if len(self.costs) < self.grad_accum * self.world_size:
@@ -107,7 +112,9 @@ class TokenBudgetSampler(StepSampler):
 
     def identity(self) -> dict[str, Any]:
         """Collect everything that moves the borders of steps."""
-        # grad_accum and ranks are among them: other bins hold other rows.
+        # grad_accum and ranks are among them: other bins hold other rows. States that know nothing
+        # of passes have one.
+        twice = {"instruction_passes": self.instruction_passes}
         return {
             "seed": self.seed,
             "tokens_per_micro_batch": self.budget,
@@ -115,6 +122,7 @@ class TokenBudgetSampler(StepSampler):
             "grad_accum": self.grad_accum,
             "world_size": self.world_size,
             "data": self.fingerprint(),
+            **({} if self.instruction_passes == 1 else twice),
         }
 
     def _epoch(self, epoch: int) -> list[tuple[np.ndarray, ...]]:

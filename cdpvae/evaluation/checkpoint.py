@@ -49,6 +49,8 @@ class OpenedRun:
         directory = selection.processed_dir or self.settings.data.processed
         dataset = PreprocessedDataset(Path(directory), selection.split)
         dataset.check_tokenizer(self.tokenizer)
+        if self.model.config.reads_instruction:
+            dataset.check_may_be_read()
         batches = evaluation_batches(
             dataset, VAECollator(), selection.rows_per_batch, limit=selection.limit
         )
@@ -88,10 +90,11 @@ def open_run(
     return OpenedRun(path, settings, model.to(target), tokenizer)
 
 
-def check_baseline(baseline: OpenedRun) -> None:
-    """Raise ValueError for a baseline with a latent: it is to show what a decoder does without."""
-    if baseline.model.latent.reads_text:
+def refuse_without_instruction(opened: OpenedRun, what: str) -> None:
+    """Raise ValueError for a decoder that reads the instruction, where `what` gives it none."""
+    if opened.model.config.reads_instruction:
         raise ValueError(
-            f"baseline={str(baseline.checkpoint)!r} was trained with a latent; give a run of "
-            "--latent none"
+            f"checkpoint={str(opened.checkpoint)!r} was trained with decoder_reads='instruction': "
+            f"{what} gives its decoder no instruction; use generate --text, or a run with "
+            "decoder_reads='nothing'"
         )

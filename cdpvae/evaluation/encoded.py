@@ -27,7 +27,7 @@ class EncodedRows:
     """N rows and what the encoder made of them; every tensor on the CPU.
 
     model: that decodes them.
-    responses: the token ids of each row.
+    responses, instructions: the token ids of each row.
     sample_index (N,) int64: of each row in the data set; keys its noise.
     code: q(z|x) of all rows.
     z (N, *latent.shape): one draw of each, the same as in `evaluate_likelihood`.
@@ -36,6 +36,7 @@ class EncodedRows:
 
     model: LlamaSoftPromptVAE
     responses: list[list[int]]
+    instructions: list[list[int]]
     sample_index: Tensor
     code: Code
     z: Tensor
@@ -51,6 +52,7 @@ class EncodedRows:
         return EncodedRows(
             model=self.model,
             responses=[self.responses[index] for index in indices.tolist()],
+            instructions=[self.instructions[index] for index in indices.tolist()],
             sample_index=self.sample_index[indices],
             code=self.code.map(lambda tensor: tensor[indices]),
             z=self.z[indices],
@@ -72,39 +74,55 @@ class EncodedRows:
         """-log p(response | z) of each row from its own draw -> (N,) fp64 nats; computed once."""
         return self.nll(self.z)
 
+    def texts(self, start: int) -> tuple[PackedText, PackedText]:
+        """Return responses and instructions of the batch from row `start` on, on the device."""
+        chosen, device = slice(start, start + self.rows_per_batch), self.model.device
+        sides = (self.responses[chosen], self.instructions[chosen])
+        response, instruction = (PackedText.from_lists(side).to(device) for side in sides)
+        return response, instruction
+
     def nll(self, z: Tensor) -> Tensor:
         """Return -log p(response | z) of each row -> (N,) fp64 nats. z (N, *latent.shape)."""
         step = self.rows_per_batch
         parts = [
-            self._decode(self.responses[start : start + step], z[start : start + step])
+            self._decode(z[start : start + step], *self.texts(start))
             for start in range(0, self.num_rows, step)
         ]
         return torch.cat(parts)
 
-    def backbone_nll(self) -> Tensor:
-        """Return -log p(response) of each row by the backbone itself -> (N,) fp64 nats."""
-        step, device = self.rows_per_batch, self.model.device
-        packed = [
-            PackedText.from_lists(self.responses[start : start + step]).to(device)
-            for start in range(0, self.num_rows, step)
-        ]
+    def backbone_nll(self, with_instruction: bool = False) -> Tensor:
+        """Return -log p(response) of each row by the backbone itself -> (N,) fp64 nats.
+
+        with_instruction: whether it reads the instruction first.
+        """
+        parts = []
         with self.model.evaluating():
-            return torch.cat([backbone_nll(self.model, text).double().cpu() for text in packed])
+            for start in range(0, self.num_rows, self.rows_per_batch):
+                response, instruction = self.texts(start)
+                read = instruction if with_instruction else None
+                parts.append(backbone_nll(self.model, response, read).double().cpu())
+        return torch.cat(parts)
 
     def nll_of_draws(self, row: int, z: Tensor) -> Tensor:
         """Return -log p(response | z_k) of one row for many latents -> (K,) fp64 nats.
 
         row: which. z (K, *latent.shape): decoded as copies of the row, packed together.
         """
-        response = self.responses[row]
-        step = max(1, POSITIONS_AT_ONCE // (len(response) + self.model.num_prompts))
-        return torch.cat([self._decode([response] * len(part), part) for part in z.split(step)])
+        # Every copy repeats all that the decoder reads.
+        response, instruction = self.responses[row], self.instructions[row]
+        read = len(instruction) if self.model.config.reads_instruction else 0
+        step = max(1, POSITIONS_AT_ONCE // (read + len(response) + self.model.num_prompts))
+        device, parts = self.model.device, []
+        for part in z.split(step):
+            copies = (PackedText.from_lists([ids] * len(part)) for ids in (response, instruction))
+            parts.append(self._decode(part, *(text.to(device) for text in copies)))
+        return torch.cat(parts)
 
     @torch.no_grad()
-    def _decode(self, responses: list[list[int]], z: Tensor) -> Tensor:
-        packed = PackedText.from_lists(responses).to(self.model.device)
+    def _decode(self, z: Tensor, response: PackedText, instruction: PackedText) -> Tensor:
         with self.model.evaluating():
-            return sequence_nll(self.model, z.to(self.model.device), packed).double().cpu()
+            nll = sequence_nll(self.model, z.to(self.model.device), response, instruction)
+        return nll.double().cpu()
 
 
 @torch.no_grad()
@@ -141,6 +159,7 @@ def encode_rows(
     return EncodedRows(
         model=model,
         responses=[ids.tolist() for batch in batches for ids in batch.response.rows()],
+        instructions=[ids.tolist() for batch in batches for ids in batch.instruction.rows()],
         sample_index=torch.cat([batch.sample_index for batch in batches]),
         code=type(codes[0]).concat(codes),
         z=torch.cat(draws),

@@ -21,6 +21,7 @@ from cdpvae.batch import PackedText, VAEBatch, next_token_targets
 from cdpvae.latents import Code, KeyedNoise
 from cdpvae.latents.gaussian import ACTIVE_VARIANCE
 from cdpvae.models.text_vae import LlamaSoftPromptVAE
+from cdpvae.models.text_vae.decoder_text import DecoderText
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae_kernels import Stream, linear_cross_entropy
 
@@ -116,25 +117,40 @@ class Likelihood:
         return {**content, **health}
 
 
-def sequence_nll(model: LlamaSoftPromptVAE, z: Tensor, response: PackedText) -> Tensor:
-    """Return -log p(response | z) of each row -> (B,) fp32 nats. z (B, *latent.shape)."""
+def sequence_nll(
+    model: LlamaSoftPromptVAE,
+    z: Tensor,
+    response: PackedText,
+    instruction: PackedText | None = None,
+) -> Tensor:
+    """Return -log p(response | what the decoder reads) of each row -> (B,) fp32 nats.
+
+    model: that decodes.
+    z (B, *latent.shape): latents.
+    response: of each row.
+    instruction: of each row, as in `LlamaSoftPromptVAE.decode`.
+    """
     # Decode without word dropout.
-    decoded = model.decode(z, response.ids, response)
+    decoded = model.decode(z, response.ids, response, instruction)
     return _nll_of_rows(model, decoded.hidden, decoded.positions, response)
 
 
 @torch.no_grad()
-def backbone_nll(model: LlamaSoftPromptVAE, response: PackedText) -> Tensor:
+def backbone_nll(
+    model: LlamaSoftPromptVAE, response: PackedText, instruction: PackedText | None = None
+) -> Tensor:
     """Return -log p(response) of each row by the backbone itself -> (B,) fp32 nats.
 
     Without LoRA, soft prompts and z: what the decoder knew before it was tuned.
+    instruction: read before the response whatever the decoder reads; None for nothing.
     """
     backbone = model.backbone
-    packing = Packing.of(response.cu_seqlens, response.ids.numel(), response.max_len)
+    read = DecoderText.of(response.ids, response, instruction)
+    text = read.text
+    packing = Packing.of(text.cu_seqlens, text.ids.numel(), text.max_len)
     with backbone.lora_off():
-        hidden = backbone.decode(F.embedding(response.ids, backbone.embedding_weight), packing)
-    every = torch.arange(response.ids.numel(), device=response.ids.device)
-    return _nll_of_rows(model, hidden, every, response)
+        hidden = backbone.decode(F.embedding(text.ids, backbone.embedding_weight), packing)
+    return _nll_of_rows(model, hidden, read.positions, response)
 
 
 def _nll_of_rows(
@@ -198,7 +214,7 @@ def _measure_batch(
     latent, response, index = model.latent, batch.response, batch.sample_index
 
     def nll(z: Tensor) -> float:
-        return float(sequence_nll(model, z, response).double().sum())
+        return float(sequence_nll(model, z, response, batch.instruction).double().sum())
 
     # Likelihoods from the posterior, by a sample and by its mean.
     code = model.infer(batch.instruction)

@@ -14,8 +14,8 @@ class EvaluationOptions:
 
     checkpoint: str = ""
     """checkpoint-N directory of a training run"""
-    baseline: str | None = None
-    """checkpoint-N of a --latent none run on the same data"""
+    baseline: tuple[str, ...] = ()
+    """checkpoint-N of --latent none runs on the same data, one of each --decoder-reads at most"""
     num_rows: int = 1000
     """rows that are measured; their number's log caps the mutual information"""
     split: Split = "validation"

@@ -56,8 +56,9 @@ def html_page(result: Mapping[str, Any]) -> str:
 def _header(result: Mapping[str, Any]) -> str:
     """Return what was evaluated, against what, and how rows were chosen."""
     # Likelihoods without a baseline are hard to judge, so the head says whether there is one.
-    baseline = result["baseline"]
-    beside = f"beside {baseline}" if baseline else "without a baseline"
+    given = [result["baseline"], result.get("instruction_baseline")]
+    known = " and ".join(path for path in given if path)
+    beside = f"beside {known}" if known else "without a baseline"
     notes = "".join(f"<p>{escape(note)}</p>" for note in result["notes"])
     return (
         f"<header><h1>Evaluation</h1><p>{escape(result['checkpoint'])}, {escape(beside)}</p>"

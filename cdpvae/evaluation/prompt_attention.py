@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cdpvae.batch import PackedText
 from cdpvae.evaluation.encoded import EncodedRows
 from cdpvae.models.text_vae.attention_backends import Attend, AttentionBackend
 from cdpvae.models.text_vae.packing import Packing, Prefix, causal_mask
@@ -24,12 +23,14 @@ class AttentionProbe:
     """Attend as `attend` does, and keep the share of every row's attention that goes to z.
 
     attend: what computes.
-    num_prompts: soft prompts before each response.
+    num_prompts: soft prompts before each row's text.
+    given: tokens of each row between its prompts and its response.
     layers: a tensor (B,) for each call, that is for each layer, in their order.
     """
 
     attend: Attend
     num_prompts: int
+    given: list[int]
     layers: list[Tensor] = field(default_factory=list)
 
     def __call__(
@@ -51,8 +52,9 @@ class AttentionProbe:
             # The prefix stands first, then the prompts: both were made of z.
             carriers = self.num_prompts + packing.prefix_len
             weights = attention_weights(query[start:stop], keys, scaling)
-            # The prompts' own positions and the last token predict nothing.
-            shares.append(weights[:, self.num_prompts : -1, :carriers].sum(-1).mean())
+            # Only the response predicts, and its last token predicts nothing.
+            first = self.num_prompts + self.given[row]
+            shares.append(weights[:, first:-1, :carriers].sum(-1).mean())
         self.layers.append(torch.stack(shares).double().cpu())
         return self.attend(query, key, value, packing, prefix, scaling)
 
@@ -82,20 +84,23 @@ def prompt_shares(encoded: EncodedRows) -> tuple[Tensor, Tensor]:
     model, parts = encoded.model, []
     # Decode as usual, with a backend that also looks.
     backend = model.backbone.attention
+    reads = model.config.reads_instruction
+    given = [len(ids) if reads else 0 for ids in encoded.instructions]
     step = encoded.rows_per_batch
     with model.evaluating():
         for start in range(0, encoded.num_rows, step):
-            probe = AttentionProbe(backend.attend, model.num_prompts)
-            packed = PackedText.from_lists(encoded.responses[start : start + step])
-            packed = packed.to(model.device)
+            here = given[start : start + step]
+            probe = AttentionProbe(backend.attend, model.num_prompts, here)
+            response, instruction = encoded.texts(start)
             z = encoded.z[start : start + step].to(model.device)
             with model.backbone.attending_with(AttentionBackend("probe", probe)):
-                model.decode(z, packed.ids, packed)
+                model.decode(z, response.ids, response, instruction)
             parts.append(torch.stack(probe.layers, 1))
-    # What even attention would give: P of P + 1, P + 2, ... visible positions.
+    # What even attention would give: P of P + 1, P + 2, ... visible positions, more by what is
+    # given.
     carriers = model.num_prompts * (1 if model.deep_prefix is None else 2)
     even = [
-        (carriers / (carriers + torch.arange(1, len(ids), dtype=torch.float64))).mean()
-        for ids in encoded.responses
+        (carriers / (carriers + torch.arange(1, len(ids)) + before).double()).mean()
+        for ids, before in zip(encoded.responses, given, strict=True)
     ]
     return torch.cat(parts), torch.stack(even)

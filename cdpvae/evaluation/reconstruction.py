@@ -47,7 +47,9 @@ def generate_texts(
             noise = model.training_noise(moved.sample_index, seed=seed, epoch=EVALUATION_EPOCH)
             sources = {"z=mu": z, "z~q": model.latent.sample(code, noise)}
         written = {
-            source: model.generate(z, max_length=max_length, temperature=0).tolist()
+            source: model.generate(
+                z, max_length=max_length, temperature=0, instruction=moved.instruction
+            ).tolist()
             for source, z in sources.items()
         }
         # Put them beside the references.

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
+from cdpvae.config.text_vae import DecoderReads
+from cdpvae.evaluation.baselines import HOW_TO_TRAIN, open_baselines, rows_of_run
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.likelihood import Likelihood, evaluate_likelihood
 
 
@@ -45,10 +47,16 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[str]:
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """Likelihoods of a run, and of one without a latent on the same rows where one was given."""
+    """Likelihoods of a run, and of those without a latent on the same rows that were given.
+
+    model: of the run. baseline: of a decoder that reads the response alone.
+    instruction_baseline: of one that reads the instruction. reads: what the run's decoder reads.
+    """
 
     model: Likelihood
     baseline: Likelihood | None
+    instruction_baseline: Likelihood | None = None
+    reads: DecoderReads = "nothing"
 
     def lines(self) -> list[str]:
         """Return nats per sequence, what each replacement of z costs, and the baseline."""
@@ -65,37 +73,58 @@ class Likelihoods:
                 "  z-use test, cost of replacing z: "
                 + ", ".join(f"{what} {cost:+.2f}" for what, cost in result.costs.items())
             )
-        # What the same decoder reaches without z.
-        if self.baseline is not None:
-            lines.append(f"  the same decoder without z: NLL {self.baseline.nll_q:.2f}")
+        return lines + self._baseline_lines()
+
+    def _baseline_lines(self) -> list[str]:
+        """Return what decoders without z reach, the one that reads as the run's own does first."""
+        known = {"nothing": self.baseline, "instruction": self.instruction_baseline}
+        same = known.pop(self.reads)
+        if same is None:
+            lines = [
+                f"  (no --baseline given: train one with {HOW_TO_TRAIN[self.reads]} to judge these "
+                "numbers)"
+            ]
         else:
-            lines.append(
-                "  (no --baseline given: train one with --latent none to judge these numbers)"
-            )
+            lines = [f"  the same decoder without z: NLL {same.nll_q:.2f}"]
+        for kind, other in known.items():
+            if other is not None:
+                lines.append(f"  a decoder without z that reads the {kind}: NLL {other.nll_q:.2f}")
+        # What z could be worth at most, and how much of that it is.
+        if self.baseline is not None and self.instruction_baseline is not None:
+            worth = self.baseline.nll_q - self.instruction_baseline.nll_q
+            line = f"  the instruction is worth {worth:.2f}"
+            if self.reads == "nothing" and "shuffled" in self.model.costs and worth > 0:
+                line += (
+                    f"; another row's z costs {self.model.costs['shuffled'] / worth:.0%} of that"
+                )
+            lines.append(line)
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """Return both as plain values."""
-        baseline = None if self.baseline is None else self.baseline.to_json()
-        return {"likelihood": self.model.to_json(), "baseline": baseline}
+        """Return all as plain values."""
+        given = {"baseline": self.baseline, "instruction_baseline": self.instruction_baseline}
+        others = {name: None if it is None else it.to_json() for name, it in given.items()}
+        return {"likelihood": self.model.to_json(), **others}
 
 
 def compare_likelihoods(
-    opened: OpenedRun, baseline: str | None, rows: RowSelection, seed: int
+    opened: OpenedRun, baselines: Sequence[str], rows: RowSelection, seed: int
 ) -> Likelihoods:
-    """Measure a run and a baseline on the same rows.
+    """Measure a run and its baselines on the same rows.
 
     opened: the run.
-    baseline: directory of a run without a latent, or None.
+    baselines: directories of runs without a latent, one of each kind at most.
     rows: which ones.
     seed: of posterior noise and prior draws.
 
-    Raises ValueError when the baseline has a latent.
+    Raises ValueError when a baseline has a latent, or two are of one kind.
     """
+    # Baselines run where the model runs, on the same rows.
+    others = open_baselines(baselines, opened)
+    same = rows_of_run(opened, rows)
+    plain, reading = (
+        None if run is None else evaluate_likelihood(run.model, run.rows(same), seed=seed)
+        for run in (others.nothing, others.instruction)
+    )
     result = evaluate_likelihood(opened.model, opened.rows(rows), seed=seed)
-    if baseline is None:
-        return Likelihoods(result, None)
-    # The baseline runs where the model runs, on the same rows.
-    other = open_run(baseline, device=str(opened.model.device))
-    check_baseline(other)
-    return Likelihoods(result, evaluate_likelihood(other.model, other.rows(rows), seed=seed))
+    return Likelihoods(result, plain, reading, opened.model.config.decoder_reads)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
+from cdpvae.config import load_settings
+from cdpvae.evaluation.baselines import check_baseline
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
 from cdpvae.evaluation.encoded import encode_rows
 from cdpvae.evaluation.groups.use import other_rows, replacements
 from cdpvae.evaluation.likelihood import health_of
@@ -31,7 +33,8 @@ class Evaluation:
     """What is measured of every run.
 
     num_rows: the first validation rows, among which z is shuffled. rows_per_batch: of them
-    together. baseline: checkpoint without a latent. seed: of all draws and of the shuffle.
+    together. baseline: checkpoint without a latent, whose decoder reads nothing. seed: of all draws
+    and of the shuffle.
     """
 
     num_rows: int = 1000
@@ -56,7 +59,8 @@ class Evaluation:
         place = f"cuda:{device}" if device is not None and torch.cuda.is_available() else None
         opened = open_run(str(checkpoint), device=place)
         figures = self.figures(opened)
-        if self.baseline is not None:
+        # Beside a run whose decoder reads the instruction, this baseline would flatter z.
+        if self.baseline is not None and not opened.model.config.reads_instruction:
             known = self._baseline(str(opened.settings.data.processed), place)
             figures["baseline_nll"] = known["nll_q"]
             if "nll_q_se" in known:
@@ -64,11 +68,20 @@ class Evaluation:
         return {name: figures[name] for name in FIGURES if name in figures}
 
     def check(self) -> None:
-        """Raise ValueError for a baseline that is no checkpoint, before anything is trained."""
-        if self.baseline is not None and not (Path(self.baseline) / "settings.json").exists():
+        """Raise ValueError for what is not the baseline without z, before anything is trained."""
+        if self.baseline is None:
+            return
+        settings = Path(self.baseline) / "settings.json"
+        if not settings.exists():
             raise ValueError(
                 f"--baseline {self.baseline}: no settings.json; give a checkpoint-N directory of a "
                 "run of --latent none"
+            )
+        # It would stand in the column of the decoder without z.
+        if load_settings(settings).model.reads_instruction:
+            raise ValueError(
+                f"--baseline {self.baseline}: its decoder reads the instruction; give a run of "
+                "--latent none --decoder-reads nothing"
             )
 
     def _baseline(self, processed: str, place: str | None) -> dict[str, float]:

@@ -160,6 +160,11 @@ def gaussian(latent_dim) -> dict:
             {"data": {"validation_input": ["b.txt"], "validation_fraction": 0.1}},
             ["validation_fraction=0.1 has no effect", 'validation_input=["b.txt"]'],
         ),
+        (
+            {"model": {"decoder_reads": "instruction"}, "data": {"target": "reconstruction"}},
+            ["decoder_reads='instruction'", "target='reconstruction'"],
+        ),
+        ({"model": {"decoder_reads": "all"}}, ["model.decoder_reads='all'", "instruction"]),
         ({"data": {"executor": "slurm"}}, ["data.executor", "slurm", "ray"]),
     ],
 )
@@ -205,3 +210,15 @@ def test_settings_survive_json_copies_and_assignments():
     with pytest.raises(ValueError, match="deep_prefix=true has no effect"):
         Settings(model={"latent": {"kind": "none"}}).model.deep_prefix = True
     assert ModelConfig(lora_target_modules=["q_proj"]).lora_target_modules == ("q_proj",)
+
+
+def test_passes_of_an_instruction_are_counted():
+    """By the encoder and by a decoder that reads it; once where neither does, as ever."""
+    for kind, reads, passes in (
+        ("gaussian", "nothing", 1),
+        ("gaussian", "instruction", 2),
+        ("none", "instruction", 1),
+        ("none", "nothing", 1),
+    ):
+        model = parse_settings({"model": {"latent": {"kind": kind}, "decoder_reads": reads}}).model
+        assert model.instruction_passes == passes

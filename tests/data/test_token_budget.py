@@ -8,7 +8,9 @@ from support.rows import make_dataset, real_lengths
 PROMPTS = 32
 
 
-def make_sampler(lengths, budget=4096, accum=12, world=2, seed=0) -> TokenBudgetSampler:
+def make_sampler(
+    lengths, budget=4096, accum=12, world=2, seed=0, instruction_passes=1
+) -> TokenBudgetSampler:
     return TokenBudgetSampler(
         *lengths,
         tokens_per_micro_batch=budget,
@@ -16,6 +18,7 @@ def make_sampler(lengths, budget=4096, accum=12, world=2, seed=0) -> TokenBudget
         world_size=world,
         seed=seed,
         prompt_tokens=PROMPTS,
+        instruction_passes=instruction_passes,
     )
 
 
@@ -132,5 +135,28 @@ def test_a_row_above_the_budget_is_refused_with_the_numbers():
         "lower max_*_tokens"
     )
     assert make_sampler(lengths, budget=1032, accum=1, world=1).steps_in(0) >= 2
+    # A decoder that reads the instruction as well: it counts once for each pass.
+    with pytest.raises(ValueError, match=r"2 x 100 instruction .*; set at least 1132"):
+        make_sampler(lengths, budget=1131, accum=1, world=1, instruction_passes=2)
     with pytest.raises(ValueError, match="4 rows do not give each of 3 micro-batches on 2 ranks"):
         make_sampler(lengths, budget=2000, accum=3, world=2)
+
+
+def test_instructions_that_are_read_twice_are_budgeted_twice():
+    """Steps hold fewer rows; no bin is above the budget in tokens that pass the backbone."""
+    dataset = make_dataset(400)
+    lengths = dataset.response_lengths, dataset.instruction_lengths
+    once, twice = (make_sampler(lengths, 400, 2, 2, instruction_passes=n) for n in (1, 2))
+    assert twice.steps_in(0) > once.steps_in(0)
+    responses, instructions = (np.asarray(side, dtype=np.int64) for side in lengths)
+    cost = responses + 2 * instructions + PROMPTS
+    for parts in epoch_of(twice):
+        assert all(cost[part].sum(1).max() <= 400 for part in parts)
+    check_budget_and_order(twice)
+    # What is counted of a step stays what it was; states of before have no key for one pass.
+    rows = twice.step_rows(0, 0)
+    chosen = np.concatenate([part.ravel() for part in rows.micro_batches])
+    assert rows.encoder_tokens == instructions[chosen].sum()
+    assert rows.target_divisor == (responses[chosen] - 1).sum()
+    assert "instruction_passes" not in once.identity()
+    assert twice.identity()["instruction_passes"] == 2

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from cdpvae import files
-from cdpvae.evaluation.checkpoint import OpenedRun
+from cdpvae.evaluation.checkpoint import OpenedRun, refuse_without_instruction
 from cdpvae.evaluation.codes.options import DecodeOptions
 from cdpvae.evaluation.codes.store import (
     check_same_weights,
@@ -39,12 +39,13 @@ def decode_file(opened: OpenedRun, options: DecodeOptions) -> int:
     """Write a text for every code, begun now or by an earlier run -> the number of texts.
 
     Raises ValueError for a file that holds no codes, those of another family or shape or, unless
-    the options insist, of other weights; for an output that exists, and for unfinished work on
-    something else.
+    the options insist, of other weights; for an output that exists, for unfinished work on
+    something else, and for a decoder that reads more than a code.
     """
     path, output = Path(options.input), Path(options.output)
     if output.exists():
         raise ValueError(f"output={str(output)!r} exists; remove it or name another file")
+    refuse_without_instruction(opened, "a file of codes")
     model, codes = describe_model(opened), read_description(path)
     # Codes mean something to their own family only.
     for name in ("family", "shapes"):

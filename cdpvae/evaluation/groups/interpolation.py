@@ -12,7 +12,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, refuse_without_instruction
 from cdpvae.evaluation.figures import Figure, FigureGroup
 from cdpvae.evaluation.groups.arithmetic import measure_arithmetic
 from cdpvae.evaluation.groups.samples import sentence_bleu, write
@@ -47,8 +47,10 @@ def measure_interpolation(
     spec: the attributes of the rows, for arithmetic between latents; None for none.
     triples: how many rows a, b, c of it, at most.
 
-    Raises ValueError for a model without a latent or fewer than two rows.
+    Raises ValueError for a model without a latent, a decoder that reads the instruction, or fewer
+    than two rows.
     """
+    refuse_without_instruction(opened, "a way between two texts")
     # Neighbouring rows are the ends of a way.
     means = _means(opened, replace(rows, limit=2 * pairs))
     count = len(means) // 2

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline
+from cdpvae.config.text_vae import DecoderReads
+from cdpvae.evaluation.baselines import HOW_TO_TRAIN, NAMES, Baselines, rivals_of
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.estimates import mean_figure, ratio_figure
 from cdpvae.evaluation.figures import Figure, FigureGroup
+from cdpvae.evaluation.groups.use import other_rows
 from cdpvae.evaluation.likelihood import EVALUATION_EPOCH
 from cdpvae.latents import KeyedNoise
 from cdpvae.latents.importance import effective_samples, log_weights, running_log_mean
@@ -25,6 +28,7 @@ from cdpvae_kernels import Stream
 NATS = "nats per sequence"
 # Importance weights must not use again the draw that -ELBO is made of.
 WEIGHTS_EPOCH = EVALUATION_EPOCH + 1
+WORTH = "what the instruction is worth"
 NO_LATENT = "the model has no latent: its NLL is exact, and there is no ELBO, KL or IW-NLL"
 
 
@@ -113,7 +117,7 @@ def measure_likelihood(
     opened: OpenedRun,
     rows: RowSelection,
     *,
-    baseline: OpenedRun | None,
+    baselines: Baselines,
     seed: int,
     iw_rows: int | None,
     iw_samples: int,
@@ -124,17 +128,17 @@ def measure_likelihood(
 
     opened: the run.
     rows: of which -ELBO and NLL are measured.
-    baseline: a run without a latent, measured on the same rows; None for none.
+    baselines: runs without a latent, measured on the same rows.
     seed: of every draw, and of the rows that are chosen for IW-NLL.
     iw_rows: rows of IW-NLL, chosen at random; None for all.
     iw_samples: K.
     progress: told a line as work goes on.
     encoded: the same rows with the same seed, where they are encoded already.
 
-    A model without a latent has an NLL alone. Raises ValueError for an empty split, a baseline with
-    a latent, other data than the tokenizer's, and for iw_rows or iw_samples below 1.
+    A model without a latent has an NLL alone. Raises ValueError for an empty split, other data than
+    the tokenizer's, and for iw_rows or iw_samples below 1.
     """
-    _check(baseline, iw_rows, iw_samples)
+    _check(iw_rows, iw_samples)
     encoded = encoded or encode_rows(opened, rows, seed=seed, progress=progress)
     counts = TextCounts.of(encoded, opened.tokenizer.decode)
     figures, series, notes = counts.figures(), {}, []
@@ -168,19 +172,19 @@ def measure_likelihood(
         notes.append(NO_LATENT)
     bound = "an upper bound" if title == "-ELBO" else ""
     figures += counts.rates(title, total, bound)
-    # The same rows without z: the backbone before it was tuned, and the tuned decoder.
+    # The same rows without z, by decoders that read all else that this one reads.
     progress("likelihood without z")
-    rivals = {"the backbone itself": encoded.backbone_nll()}
-    if baseline is None:
-        notes.append("no baseline: train one with --latent none to judge these figures")
-    else:
-        rivals["the decoder without z"] = _nll_without_z(opened, baseline, rows, encoded, seed)
+    reads = encoded.model.config.decoder_reads
+    kinds = [kind for kind in NAMES if kind == reads or baselines.that_reads(kind) is not None]
+    rivals = {kind: rivals_of(kind, opened, baselines, rows, encoded) for kind in kinds}
+    if baselines.that_reads(reads) is None:
+        notes.append(f"no baseline: train one with {HOW_TO_TRAIN[reads]} to judge these figures")
     figures += [
-        mean_figure(f"NLL of {name}", value, NATS, "exact") for name, value in rivals.items()
+        mean_figure(name, value, NATS, "exact")
+        for kind in kinds
+        for name, value in rivals[kind].items()
     ]
-    # Whichever is better is what z has to beat: a weak baseline would flatter.
-    best = min(rivals, key=lambda name: float(rivals[name].mean()))
-    without = rivals[best]
+    best, without = _better(rivals[reads])
     figures += counts.rates("NLL without z", without, f"{best}, the better one")
     pairs = {title: total - without}
     if weighted is not None:
@@ -195,7 +199,52 @@ def measure_likelihood(
         )
         for what, gap in pairs.items()
     ]
+    # What a whole instruction is worth to a decoder, and how much of that z is.
+    if baselines.nothing is not None and baselines.instruction is not None:
+        figures += _worth_figures(encoded, rivals, nll, seed)
+    elif baselines.instruction is not None:
+        notes.append(f"{WORTH} needs a second baseline, {HOW_TO_TRAIN['nothing']}")
     return FigureGroup(name="likelihood", figures=figures, series=series, notes=notes)
+
+
+def _better(rivals: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    """Return whose NLL is lower on average, and that NLL: a weak baseline would flatter z."""
+    best = min(rivals, key=lambda name: float(rivals[name].mean()))
+    return best.removeprefix("NLL of "), rivals[best]
+
+
+def _worth_figures(
+    encoded: EncodedRows,
+    rivals: Mapping[DecoderReads, Mapping[str, Tensor]],
+    nll: Tensor,
+    seed: int,
+) -> list[Figure]:
+    """Return what reading the instruction saves a decoder without z, and the share that z is of it.
+
+    encoded: the rows.
+    rivals: NLL without z by what is read, both kinds.
+    nll (N,): from z ~ q.
+    seed: of the other rows that z is taken from, as in the group `use`.
+    """
+    best, without = _better(rivals["nothing"])
+    worth = without - rivals["instruction"][NAMES["instruction"][1]]
+    figures = [mean_figure(WORTH, worth, NATS, "paired by row", note=f"without z: {best}")]
+    # A decoder that reads the instruction needs z for other things.
+    config = encoded.model.config
+    uses_z = encoded.model.latent.reads_text and not config.reads_instruction
+    if uses_z and encoded.num_rows > 1 and float(worth.sum()) > 0:
+        donor = other_rows(encoded.num_rows, seed=seed)
+        figures.append(
+            ratio_figure(
+                f"cost of z shuffled as a share of {WORTH}",
+                encoded.nll(encoded.z[donor]) - nll,
+                worth,
+                "share",
+                "sum of costs over sum of worth, the same rows",
+                note="1: z is worth to the decoder what the text that it encodes is",
+            )
+        )
+    return figures
 
 
 def row_log_weights(
@@ -277,28 +326,10 @@ def _steps(samples: int) -> list[int]:
     return [step for step in ladder if step < samples] + [samples]
 
 
-def _nll_without_z(
-    opened: OpenedRun,
-    baseline: OpenedRun,
-    rows: RowSelection,
-    encoded: EncodedRows,
-    seed: int,
-) -> Tensor:
-    """Return the NLL of the same rows by the baseline, (N,)."""
-    # The run's own data, whatever data the baseline was trained on.
-    directory = rows.processed_dir or opened.settings.data.processed
-    same = dataclasses.replace(rows, processed_dir=str(directory))
-    other = encode_rows(baseline, same, seed=seed, progress=lambda line: None)
-    assert torch.equal(other.sample_index, encoded.sample_index), "the same rows of one split"
-    return other.nll(other.z)
-
-
-def _check(baseline: OpenedRun | None, iw_rows: int | None, iw_samples: int) -> None:
+def _check(iw_rows: int | None, iw_samples: int) -> None:
     """Raise ValueError for what cannot be measured."""
     # Before anything is computed.
     if iw_samples < 1 or (iw_rows is not None and iw_rows < 1):
         raise ValueError(
             f"iw_rows={iw_rows} and iw_samples={iw_samples} must be at least 1; IW-NLL is a mean"
         )
-    if baseline is not None:
-        check_baseline(baseline)

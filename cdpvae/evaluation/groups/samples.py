@@ -60,21 +60,31 @@ def measure_samples(
     """
     if num_texts < 2:
         raise ValueError(f"--num-texts {num_texts}: at least 2, as texts are compared")
+    # A decoder that reads the instruction gets those of the real texts.
+    batches = opened.rows(replace(rows, limit=num_texts))
+    real = [response for batch in batches for _, response in opened.texts(batch)]
+    reads, instructions = opened.model.config.reads_instruction, None
+    if reads:
+        instructions = [ids.tolist() for batch in batches for ids in batch.instruction.rows()]
+        num_texts = len(instructions)
     # Draw twice from every z: whether both texts agree says what z decides.
     progress(f"drawing {num_texts} texts from the prior, twice")
     generator = torch.Generator(device=opened.model.device).manual_seed(seed)
     z = _prior(opened, num_texts, generator)
+
+    def draw(z: Tensor) -> list[str]:
+        size = rows.rows_per_batch
+        return write(opened, z, size, max_length, instructions=instructions, generator=generator)
+
     started = time.perf_counter()
-    first, again = (
-        write(opened, z, rows.rows_per_batch, max_length, generator=generator) for _ in range(2)
-    )
+    first, again = draw(z), draw(z)
     seconds_a_text = (time.perf_counter() - started) / (2 * num_texts)
-    batches = opened.rows(replace(rows, limit=num_texts))
-    real = [response for batch in batches for _, response in opened.texts(batch)]
     # Score both kinds of text alike.
     progress("scoring samples and real texts")
     corpus = list(training_texts)
     figures, notes = [], [scorer.note]
+    if reads:
+        notes.append("the decoder reads the instructions of the real texts, z is from the prior")
     for kind, texts in (("samples", first), ("real texts", real)):
         figures += _text_figures(kind, texts, corpus, scorer)
     if len(real) != len(first):
@@ -85,7 +95,10 @@ def measure_samples(
     # What z decides, and whether the encoder finds it again.
     if opened.model.latent.reads_text:
         progress("consistency and round trip")
-        figures += _latent_figures(opened, z, (first, again), rows.rows_per_batch, max_length)
+        # A text of another z, under the same instruction where one is read.
+        apart = draw(z.roll(-1, 0)) if reads else [*again[1:], again[0]]
+        greedy = write(opened, z, rows.rows_per_batch, max_length, instructions=instructions)
+        figures += _latent_figures(opened, z, (first, again, apart), greedy, rows.rows_per_batch)
         notes.append(
             "consistency compares two draws from one z with draws from two z: equal values mean "
             "that z decides nothing"
@@ -100,16 +113,13 @@ def measure_samples(
     # Last, so that its draws change no other figure.
     if not reverse_texts:
         notes.append("reverse PPL is not measured: it trains a language model (--reverse-ppl N)")
+    elif reads:
+        notes.append("reverse PPL is left out: the decoder reads instructions, which no sample has")
     elif len(corpus) < 2:
         notes.append("reverse PPL is left out: there are no training texts to compare with")
     else:
-
-        def draw(count: int) -> list[str]:
-            z = _prior(opened, count, generator)
-            return write(opened, z, rows.rows_per_batch, max_length, generator=generator)
-
         figures += reverse_perplexity(
-            draw,
+            lambda count: draw(_prior(opened, count, generator)),
             corpus,
             real,
             samples=reverse_texts,
@@ -137,6 +147,7 @@ def write(
     rows_per_batch: int,
     max_length: int,
     *,
+    instructions: Sequence[list[int]] | None = None,
     generator: torch.Generator | None = None,
 ) -> list[str]:
     """Write a text for every latent: greedy, or at temperature 1 with a generator.
@@ -145,15 +156,21 @@ def write(
     z (rows, *shape): latents.
     rows_per_batch: written together.
     max_length: tokens per text.
+    instructions: token ids for each latent, where the decoder reads them.
     generator: of the sampling.
     """
-    texts = []
+    texts: list[str] = []
     for part in z.split(rows_per_batch):
+        given = None
+        if instructions is not None:
+            given = PackedText.from_lists(list(instructions[len(texts) :][: len(part)]))
+            given = given.to(opened.model.device)
         ids = opened.model.generate(
             part,
             max_length=max_length,
             temperature=0.0 if generator is None else 1.0,
             top_p=1.0,
+            instruction=given,
             generator=generator,
         )
         texts += [opened.tokenizer.decode(row) for row in ids.tolist()]
@@ -229,25 +246,23 @@ def _text_figures(
 def _latent_figures(
     opened: OpenedRun,
     z: Tensor,
-    drawn: tuple[Sequence[str], Sequence[str]],
+    drawn: tuple[Sequence[str], Sequence[str], Sequence[str]],
+    greedy: Sequence[str],
     rows_per_batch: int,
-    max_length: int,
 ) -> list[Figure]:
     """Return consistency of two draws of one z, and the cosine of the round trip.
 
     opened: the run.
     z (rows, *shape): what the texts were drawn from.
-    drawn: two texts of every z.
+    drawn: two texts of every z, and a text of another z.
+    greedy: texts without sampling.
     rows_per_batch: rows that go through the model together.
-    max_length: tokens per text.
     """
-    # Two texts of one z, beside a text of the next one.
-    first, again = drawn
-    same = [sentence_bleu(one, other) for one, other in zip(first, again, strict=True)]
-    moved = [*again[1:], again[0]]
-    apart = [sentence_bleu(one, other) for one, other in zip(first, moved, strict=True)]
+    # Two texts of one z, beside a text of another one.
+    first, again, other = drawn
+    same = [sentence_bleu(*pair) for pair in zip(first, again, strict=True)]
+    apart = [sentence_bleu(*pair) for pair in zip(first, other, strict=True)]
     # The round trip is greedy: it asks for z, not for the sampling.
-    greedy = write(opened, z, rows_per_batch, max_length)
     cosines = _round_trip(opened, z, greedy, rows_per_batch)
     how = "mean BLEU-4 of two texts at temperature 1"
     return [

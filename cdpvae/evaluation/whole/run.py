@@ -20,7 +20,8 @@ from typing import Any
 import cdpvae
 from cdpvae import files
 from cdpvae.data import PreprocessedDataset
-from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, check_baseline, open_run
+from cdpvae.evaluation.baselines import Baselines, open_baselines
+from cdpvae.evaluation.checkpoint import OpenedRun, RowSelection, open_run
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.figures import FigureGroup
 from cdpvae.evaluation.page import html_page
@@ -35,13 +36,13 @@ from cdpvae.sample.pairs import SampleSpec
 class Subject:
     """What is measured, and what groups share.
 
-    options: of the command. opened, baseline: the runs. rows: which rows. spec: their attributes,
+    options: of the command. opened, baselines: the runs. rows: which rows. spec: their attributes,
     where they are known.
     """
 
     options: WholeOptions
     opened: OpenedRun
-    baseline: OpenedRun | None
+    baselines: Baselines
     rows: RowSelection
     spec: SampleSpec | None = None
     _encoded: dict[int, EncodedRows] = field(default_factory=dict)
@@ -88,12 +89,14 @@ class Measure:
     """How a group is called. arguments: of `measure_NAME` beside the run, its rows and progress.
 
     needs_latent: whether there is nothing to measure without a latent.
+    between_texts: whether it writes texts that no instruction belongs to.
     uses_seed: whether its figures depend on the seed at all.
     shares_rows: whether it takes the encoded rows of the subject, those of its seed.
     """
 
     arguments: Callable[[Subject], dict[str, Any]]
     needs_latent: bool = False
+    between_texts: bool = False
     uses_seed: bool = True
     shares_rows: bool = False
 
@@ -102,7 +105,7 @@ class Measure:
 MEASURES: Mapping[str, Measure] = {
     "likelihood": Measure(
         lambda it: {
-            "baseline": it.baseline,
+            "baselines": it.baselines,
             "iw_rows": it.options.importance_rows,
             "iw_samples": it.options.iw_samples,
         },
@@ -137,6 +140,7 @@ MEASURES: Mapping[str, Measure] = {
             "max_length": it.options.max_length,
         },
         needs_latent=True,
+        between_texts=True,
         uses_seed=False,
     ),
 }
@@ -192,18 +196,18 @@ def evaluate_run(options: WholeOptions) -> Iterator[str]:
     options.check()
     spec = None if options.attributes is None else SampleSpec.load(options.attributes)
     opened = open_run(options.checkpoint, backbone=options.backbone, device=options.device)
-    baseline = _open_baseline(options, opened)
+    baselines = open_baselines(options.baseline, opened, backbone=options.backbone)
     directory = Path(options.output)
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         # Rows come from the run's data, or from a raw file that is prepared first.
-        rows, result = RowSelection.of(options), Evaluation(_head(options))
+        rows, result = RowSelection.of(options), Evaluation(_head(options, baselines))
         if options.input:
             say(f"preparing {options.input}")
             raw = prepare_input(opened, options.input, rows, Path(scratch))
             rows = raw.rows
             result.notes.append(raw.note)
-        subject = Subject(options, opened, baseline, rows, spec)
+        subject = Subject(options, opened, baselines, rows, spec)
         yield from result.notes
         # A finished group is on the disk before the next one begins.
         for name in options.groups:
@@ -213,24 +217,17 @@ def evaluate_run(options: WholeOptions) -> Iterator[str]:
     yield f"wrote {directory / 'evaluation.json'} and {directory / 'evaluation.html'}"
 
 
-def _open_baseline(options: WholeOptions, opened: OpenedRun) -> OpenedRun | None:
-    """Open the run without a latent. Raises ValueError when it has one."""
-    if options.baseline is None:
-        return None
-    # The baseline runs where the model runs, on the same rows.
-    baseline = open_run(
-        options.baseline, backbone=options.backbone, device=str(opened.model.device)
-    )
-    check_baseline(baseline)
-    return baseline
-
-
-def _head(options: WholeOptions) -> dict[str, Any]:
+def _head(options: WholeOptions, baselines: Baselines) -> dict[str, Any]:
     """Return what was evaluated, and how."""
+    plain, reading = (
+        None if run is None else str(run.checkpoint)
+        for run in (baselines.nothing, baselines.instruction)
+    )
     return {
         "version": cdpvae.__version__,
         "checkpoint": options.checkpoint,
-        "baseline": options.baseline,
+        "baseline": plain,
+        "instruction_baseline": reading,
         "options": dataclasses.asdict(options),
     }
 
@@ -240,8 +237,11 @@ def _measure_group(name: str, subject: Subject, result: Evaluation) -> Iterator[
     # Say at once why a group cannot be measured.
     measure, module = MEASURES[name], f"cdpvae.evaluation.groups.{name}"
     reason = None
-    if measure.needs_latent and not subject.opened.model.latent.reads_text:
+    model = subject.opened.model
+    if measure.needs_latent and not model.latent.reads_text:
         reason = "the run has no latent"
+    elif measure.between_texts and model.config.reads_instruction:
+        reason = "the decoder reads the instruction, and between two texts there is none"
     if reason:
         result.left_out[name] = reason
         yield f"{name}: left out, {reason}"

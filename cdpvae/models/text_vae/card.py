@@ -67,6 +67,8 @@ def model_card(
     # The text: what it is, how to load it, how good it is, what made it.
     base_text = f"`{base}`" if is_hub_id else f"`{Path(base).name}` (a local directory)"
     what = WHAT_WRITES.get(config.latent.kind, WHAT_WRITES[""])
+    if config.reads_instruction:
+        what += " It reads the instruction before it writes the response."
     parts = [
         f"---\n{front.to_yaml()}\n---\n",
         "# A Llama with a latent space\n",

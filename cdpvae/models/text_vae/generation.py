@@ -2,7 +2,8 @@
 
 Generation starts from the soft prompts (and the deep prefix) of z plus `[BOS]`, keeps a key/value
 cache, and stops at EOS. All rows of a batch have the same length at every step, so nothing is
-padded.
+padded. Where the decoder reads instructions first, they may differ in length: a row that has more
+to read is given its next token while others write theirs.
 
 Legend: B rows, D hidden, V vocabulary.
 """
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from cdpvae.batch import SpecialTokens
+from cdpvae.batch import PackedText, SpecialTokens
 from cdpvae.models.text_vae.backbone import Backbone
 
 
@@ -35,8 +36,8 @@ class Writer(Protocol):
         """Return the soft prompts of z -> (B, P, D)."""
         ...
 
-    def embed_at(self, ids: Tensor, z: Tensor, position: int) -> Tensor:
-        """Return the decoder's input for tokens (B,) at one position -> (B, 1, D)."""
+    def embed_at(self, ids: Tensor, z: Tensor, column: Tensor) -> Tensor:
+        """Return the decoder's input for tokens (B, L) at these response positions -> (B, L, D)."""
         ...
 
 
@@ -72,6 +73,7 @@ def choose_token(
 def generate_ids(
     model: Writer,
     z: Tensor,
+    begun: PackedText,
     *,
     max_length: int,
     temperature: float,
@@ -82,6 +84,7 @@ def generate_ids(
 
     model: runs without dropout.
     z (B, *latent.shape): (B, 0) for a model without a latent.
+    begun: what the decoder has read of each row, up to the BOS of the response; on the device.
     max_length: tokens per text.
     temperature, top_p, generator: see `choose_token`.
     """
@@ -89,21 +92,34 @@ def generate_ids(
     embedding = backbone.embedding_weight
     cache = DynamicCache(config=backbone.config)
     position = model.fill_prefix_cache(z, cache)
-    # Start every row from its soft prompts and BOS.
-    bos = torch.full((len(z),), tokens.bos, device=embedding.device)
-    inputs = torch.cat((model.soft_prompts(z), model.embed_at(bos, z, 0)), dim=1)
+    # Start every row from its soft prompts and as many given tokens as every row has.
+    given, _ = begun.to_padded(tokens.pad)
+    lengths = begun.lengths.long()
+    shortest = int(lengths.min())
+    # The last token given is the response's BOS, its position 0.
+    column = torch.arange(shortest, device=lengths.device) - (lengths - 1)[:, None]
+    inputs = model.embed_at(given[:, :shortest], z, column)
+    inputs = torch.cat((model.soft_prompts(z), inputs), dim=1)
     finished = torch.zeros(len(z), dtype=torch.bool, device=embedding.device)
-    written: list[Tensor] = []
-    # Append one token a step to every row, pad to those that have ended.
-    for written_tokens in range(1, max_length + 1):
+    counts, steps = torch.zeros_like(lengths), []
+    # Append one token a step to every row: a given one while it has any, pad once it has ended.
+    for place in range(shortest, given.shape[1] + max_length):
         hidden = backbone.decode_step(inputs, cache, position)
         position += inputs.shape[1]
         logits = F.linear(hidden[:, -1], backbone.head_weight)
         token = choose_token(logits, temperature, top_p, generator)
         token = torch.where(finished, tokens.pad, token)
-        written.append(token)
-        finished = finished | (token == tokens.eos)
+        writes = lengths <= place
+        if place < given.shape[1]:
+            token = torch.where(writes, token, given[:, place])
+        steps.append(token)
+        counts += writes & ~finished
+        finished = finished | (writes & (token == tokens.eos)) | (counts >= max_length)
         if bool(finished.all()):
             break
-        inputs = model.embed_at(token, z, written_tokens)
-    return torch.stack(written, dim=1)
+        inputs = model.embed_at(token[:, None], z, (place - (lengths - 1))[:, None])
+    # Rows began to write at different steps.
+    start = (lengths - shortest)[:, None]
+    column = start + torch.arange(int(counts.max()), device=start.device)
+    text = torch.stack(steps, 1).gather(1, column.clamp(max=len(steps) - 1))
+    return text.masked_fill(column >= start + counts[:, None], tokens.pad)

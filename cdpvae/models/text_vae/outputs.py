@@ -16,7 +16,8 @@ from cdpvae.latents import Code
 class Decoded:
     """The decoder's packed output.
 
-    hidden (T + B*P, D): in the prefixed packing. positions (T,) int64: where each position of the
+    hidden (T + B*P, D): in the prefixed packing, longer by the instructions where the decoder reads
+    them. positions (T,) int64: where each position of the
     response is in `hidden`. predicted (T, D): hidden states of the response's positions that know
     z and their place but no word; None without `positional_slots`.
     """
@@ -38,3 +39,10 @@ class ModelOutput:
     view: Code | None
     z: Tensor
     decoded: Decoded
+
+
+def flat_z(z: Tensor | None) -> Tensor:
+    """Return z (B, *latent.shape) as one vector a row, (B, F). Raises ValueError for None."""
+    if z is None:
+        raise ValueError("z=None: only a model without a latent takes no z")
+    return z.flatten(1)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cdpvae.batch import PackedText
 from cdpvae.models.text_vae.packing import Packing
 
 # The addition's first size against that of the embeddings: a word stays readable beside it.
@@ -49,6 +50,23 @@ class PositionalProjector(nn.Module):
         self.gain = nn.Parameter(FIRST_GAIN * embedding_rms.detach().float().reshape(1))
         self.prediction_norm = nn.LayerNorm(output_dim)
 
+    def forward(
+        self, z_BZ: Tensor, embeds_XD: Tensor, positions_T: Tensor, response: PackedText
+    ) -> tuple[Tensor, Tensor]:
+        """Add to the decoder's input what each position of the response reads.
+
+        z_BZ (B, Z): one latent a row.
+        embeds_XD (X, D): the packed input, prompts and whatever else included.
+        positions_T (T,) int64: where the response's tokens are in it.
+        response: its rows.
+
+        Returns the input with the additions, and hidden states (T, D) for the output head.
+        """
+        layout = Packing.of(response.cu_seqlens, positions_T.numel(), response.max_len)
+        states_TD = self.states(z_BZ, layout)
+        additions = self.additions(states_TD).to(embeds_XD.dtype)
+        return embeds_XD.index_add(0, positions_T, additions), self.prediction_norm(states_TD)
+
     def states(self, z_BZ: Tensor, packing: Packing) -> Tensor:
         """Return what each position reads, for responses packed so -> (T, D)."""
         return packing.unpad(self._read(z_BZ, torch.arange(packing.max_len, device=z_BZ.device)))
@@ -57,18 +75,15 @@ class PositionalProjector(nn.Module):
         """Return what is added to the input embedding of positions in these states (..., D)."""
         return self.gain * self.norm(self.mix(states_XD))
 
-    def predictions(self, states_XD: Tensor) -> Tensor:
-        """Return hidden states that the output head reads the next token from (..., D)."""
-        return self.prediction_norm(states_XD)
+    def additions_at(self, z_BZ: Tensor, column_BL: Tensor) -> Tensor:
+        """Return the additions of single positions, 0 at negative ones -> (B, L, D)."""
+        additions = self.additions(self._read(z_BZ, column_BL))
+        return additions.masked_fill((column_BL < 0)[..., None], 0.0)
 
-    def addition_at(self, z_BZ: Tensor, position: int) -> Tensor:
-        """Return the addition of one position, for writing word by word -> (B, 1, D)."""
-        return self.additions(self._read(z_BZ, torch.tensor([position], device=z_BZ.device)))
-
-    def _read(self, z_BZ: Tensor, positions_L: Tensor) -> Tensor:
-        """Read the slots of every row at these positions -> (B, L, D)."""
+    def _read(self, z_BZ: Tensor, positions: Tensor) -> Tensor:
+        """Read the slots of every row at positions (L,), or its own (B, L) -> (B, L, D)."""
         slots = self.slots(z_BZ.to(self.table.dtype)).unflatten(-1, (self.num_slots, -1))
-        return self.table[positions_L.clamp(max=len(self.table) - 1)] @ slots
+        return self.table[positions.clamp(0, len(self.table) - 1)] @ slots
 
 
 def root_mean_square(weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     instruction -> Llama, frozen or with its own LoRA -> attention pooling -> latent.infer -> z
     z -> soft prompts (and deep prefix) + word-dropped response -> LoRA Llama -> hidden states
+    (under `decoder_reads: instruction` the instruction stands before the response)
 
 The logits of the decoder are never made in training: the losses take hidden states and the head.
 What a code and a z are is the business of the latent family (`cdpvae.latents`).
@@ -28,8 +29,9 @@ from cdpvae.latents import Code, GeneratorNoise, KeyedNoise, Latent, Noise, fami
 from cdpvae.models.text_vae import generation, storage
 from cdpvae.models.text_vae.backbone import Backbone, kv_heads_of
 from cdpvae.models.text_vae.card import model_card
+from cdpvae.models.text_vae.decoder_text import DecoderText, text_begun, text_read
 from cdpvae.models.text_vae.encoders.pooling import AttentionPooling, LayerMix
-from cdpvae.models.text_vae.outputs import Decoded, ModelOutput
+from cdpvae.models.text_vae.outputs import Decoded, ModelOutput, flat_z
 from cdpvae.models.text_vae.packing import Packing
 from cdpvae.models.text_vae.positional import PositionalProjector, root_mean_square
 from cdpvae.models.text_vae.prompts import DeepPrefixProjector, SoftPromptProjector
@@ -166,34 +168,36 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
 
     # From z to text
 
-    def decode(self, z: Tensor | None, input_ids: Tensor, response: PackedText) -> Decoded:
+    def decode(
+        self,
+        z: Tensor | None,
+        input_ids: Tensor,
+        response: PackedText,
+        instruction: PackedText | None = None,
+    ) -> Decoded:
         """Run the decoder over soft prompts and `input_ids`, the (word-dropped) response.
 
-        z (B, *latent.shape): None or (B, 0) without a latent. input_ids (T,): laid out like
-        `response.ids`.
+        z (B, *latent.shape): None or (B, 0) without a latent.
+        input_ids (T,): laid out like `response.ids`.
+        response: what is written.
+        instruction: read first under `decoder_reads: instruction`, otherwise not looked at.
         """
         # Lay the prompts of each row before its tokens.
-        embedding = self.backbone.embedding_weight
-        prompts, num_prompts = self._prompts(z, response.num_rows), self.num_prompts
+        read = DecoderText.of(input_ids, response, text_read(self.config, instruction))
+        embedding, text = self.backbone.embedding_weight, read.text
+        prompts, num_prompts = self._prompts(z, text.num_rows), self.num_prompts
         embeds, cu_seqlens = prefixed_embedding(
-            embedding, input_ids, response.cu_seqlens, prompts, impl=self.impl
+            embedding, text.ids, text.cu_seqlens, prompts, impl=self.impl
         )
-        every = torch.arange(input_ids.numel(), device=input_ids.device)
-        positions = prefixed_positions(every, response.cu_seqlens, num_prompts)
+        positions = prefixed_positions(read.positions, text.cu_seqlens, num_prompts)
         # What z says of each position is added to the word that stands there.
         predicted = None
         if self.positional is not None:
-            layout = Packing.of(response.cu_seqlens, input_ids.numel(), response.max_len)
-            states = self.positional.states(flat_z(z), layout)
-            additions = self.positional.additions(states).to(embeds.dtype)
-            embeds = embeds.index_add(0, positions, additions)
-            predicted = self.positional.predictions(states)
+            embeds, predicted = self.positional(flat_z(z), embeds, positions, response)
         # Keys and values of the deep prefix come before these.
         prefixes = self.deep_prefix(flat_z(z)) if self.deep_prefix is not None else None
         prefix_len = self.config.num_soft_tokens if prefixes is not None else 0
-        packing = Packing.of(
-            cu_seqlens, embeds.shape[0], response.max_len + num_prompts, prefix_len
-        )
+        packing = Packing.of(cu_seqlens, embeds.shape[0], text.max_len + num_prompts, prefix_len)
         hidden = self.backbone.decode(embeds, packing, prefixes)
         return Decoded(hidden, positions, predicted)
 
@@ -208,16 +212,15 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         """Return the soft prompts of z (B, *latent.shape) -> (B, P, D)."""
         return self._prompts(z, z.shape[0])
 
-    def embed_at(self, ids: Tensor, z: Tensor | None, position: int) -> Tensor:
-        """Return the decoder's input for the tokens (B,) at one position of responses of z.
+    def embed_at(self, ids: Tensor, z: Tensor | None, column: Tensor) -> Tensor:
+        """Return the decoder's input for tokens (B, L) at these positions of responses of z.
 
-        -> (B, 1, D).
+        column (B, L) int64: negative where a token comes before the response. -> (B, L, D).
         """
-        embedding = self.backbone.embedding_weight
-        embeds = nn.functional.embedding(ids[:, None], embedding)
+        embeds = nn.functional.embedding(ids, self.backbone.embedding_weight)
         if self.positional is None:
             return embeds
-        return embeds + self.positional.addition_at(flat_z(z), position).to(embeds.dtype)
+        return embeds + self.positional.additions_at(flat_z(z), column).to(embeds.dtype)
 
     def fill_prefix_cache(self, z: Tensor | None, cache: Cache) -> int:
         """Put the deep prefix of z into an empty cache -> the position of the next token."""
@@ -243,7 +246,8 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         noise = self.training_noise(batch.sample_index, seed=seed, epoch=epoch)
         z = self.latent.sample(code, noise) if self.training else self.latent.mean(code)
         input_ids = self._drop_words(batch, schedule, seed)
-        return ModelOutput(code, view, z, self.decode(z, input_ids, batch.response))
+        decoded = self.decode(z, input_ids, batch.response, batch.instruction)
+        return ModelOutput(code, view, z, decoded)
 
     def _codes(self, batch: VAEBatch) -> tuple[Code, Code | None]:
         """Return the codes of anchor and augmented view, encoded in one packed pass."""
@@ -285,6 +289,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         top_p: float = 1.0,
         *,
         num_rows: int | None = None,
+        instruction: PackedText | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Write a text for every latent -> ids (B, <= max_length), EOS included, then pad.
@@ -294,15 +299,20 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         temperature: 0 is greedy.
         top_p: nucleus of the sampling, in (0, 1].
         num_rows: texts of a model without a latent.
+        instruction: of each row, read first under `decoder_reads: instruction`, otherwise not
+            looked at.
         generator: of the sampling.
 
-        Raises ValueError for a z of the wrong shape or sampling settings out of range.
+        Raises ValueError for a z of the wrong shape, sampling settings out of range, or a missing
+        instruction.
         """
-        z = self._checked_z(z, num_rows or 1)
+        given = text_read(self.config, instruction)
+        z = self._checked_z(z, num_rows or (1 if given is None else given.num_rows))
         with self.evaluating():
             return generation.generate_ids(
                 self,
                 z.to(self.device).float(),
+                text_begun(self.tokens, len(z), given).to(self.device),
                 max_length=max_length,
                 temperature=temperature,
                 top_p=top_p,
@@ -388,10 +398,3 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         """Find the files, locally or on the hub, and build the model from them."""
         directory = storage.locate(model_id, hub)
         return storage.load(cls, directory, backbone=backbone, dtype=dtype)
-
-
-def flat_z(z: Tensor | None) -> Tensor:
-    """Return z (B, *latent.shape) as one vector a row, (B, F). Raises ValueError for None."""
-    if z is None:
-        raise ValueError("z=None: only a model without a latent takes no z")
-    return z.flatten(1)

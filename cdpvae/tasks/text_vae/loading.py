@@ -48,6 +48,8 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
         splits["validation"] = PreprocessedDataset(data.processed, "validation")
     for split in splits.values():
         split.check_tokenizer(tokenizer)
+        if model.reads_instruction:
+            split.check_may_be_read()
     return tokenizer, splits
 
 
@@ -77,6 +79,7 @@ def build_loader(
             grad_accum=training.gradient_accumulation_steps,
             world_size=world.world_size,
             seed=training.seed,
+            instruction_passes=model.instruction_passes,
         )
     else:
         sampler = RowCountSampler(
@@ -86,7 +89,9 @@ def build_loader(
             grad_accum=training.gradient_accumulation_steps,
             world_size=world.world_size,
             seed=training.seed,
+            instruction_passes=model.instruction_passes,
         )
+    # Read this rank's share of the rows that it chooses.
     return StepLoader(train, VAECollator(), sampler, world.rank, training.prefetch)
 
 

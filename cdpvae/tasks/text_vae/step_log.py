@@ -55,17 +55,21 @@ class StepLog:
 
     def measure(self, step_batch: StepBatch) -> None:
         """Count the work of one step; cheap, called for every step."""
-        prompts = step_batch.rows * self.model.num_prompts
+        # What the decoder reads before the response are instructions and prompts.
+        prompts, config = step_batch.rows * self.model.num_prompts, self.settings.model
+        instructions = step_batch.encoder_tokens if config.reads_instruction else 0
         flops = training_flops(
             self.model.backbone.config,
             encoder_tokens=step_batch.encoder_tokens,
-            decoder_tokens=step_batch.decoder_tokens + prompts,
+            decoder_tokens=step_batch.decoder_tokens + instructions + prompts,
             target_tokens=int(step_batch.target_divisor),
             encoder_layers=self._encoder_layers(),
             recompute=self.settings.training.gradient_checkpointing,
             trains_encoder=self.model.backbone.trains_encoder,
         )
-        self.meter.add(step_batch.encoder_tokens + step_batch.decoder_tokens, flops)
+        # Instructions count once for every pass that reads them, as in a budget of tokens.
+        read = config.instruction_passes * step_batch.encoder_tokens + step_batch.decoder_tokens
+        self.meter.add(read, flops)
 
     def _encoder_layers(self) -> int:
         """Return how many layers the encoder pass runs."""

@@ -62,15 +62,15 @@ class UseProbe:
         start = first_row + self.world.rank * self.rows_per_rank
         indices = [(start + n) % len(self.split) for n in range(self.rows_per_rank)]
         batch = VAECollator()(self.split.rows(indices), indices).to(self.world.device)
-        model, response = self.model, batch.response
+        model, texts = self.model, (batch.response, batch.instruction)
         with model.evaluating():
             # The z that training would draw, without dropout.
             code = model.infer(batch.instruction)
             noise = model.training_noise(batch.sample_index, seed=self.seed, epoch=EVALUATION_EPOCH)
             z = model.latent.sample(code, noise)
             # The same rows twice, each with its neighbour's z and with its own.
-            difference = sequence_nll(model, z.roll(1, 0), response).double()
-            difference -= sequence_nll(model, z, response).double()
+            difference = sequence_nll(model, z.roll(1, 0), *texts).double()
+            difference -= sequence_nll(model, z, *texts).double()
             rate = model.latent.penalties(code).get("kl")
         kl = torch.zeros_like(difference)
         if rate is not None:

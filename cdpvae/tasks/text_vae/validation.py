@@ -127,7 +127,10 @@ class Validation:
         with torch.no_grad(), self.model.evaluating():
             z = self.model.latent.mean(self.model.infer(batch.instruction))
         ids = self.model.generate(
-            z, max_length=self.settings.training.sample_max_length, temperature=0
+            z,
+            max_length=self.settings.training.sample_max_length,
+            temperature=0,
+            instruction=batch.instruction,
         )
         # Score and show the texts.
         decode = self.tokenizer.decode

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cdpvae.config import NoLatentConfig
+from cdpvae.evaluation.baselines import Baselines
 from cdpvae.evaluation.encoded import EncodedRows, encode_rows
 from cdpvae.evaluation.groups import likelihood as group
 from cdpvae.evaluation.likelihood import backbone_nll, evaluate_likelihood
@@ -20,8 +21,9 @@ def silent(line: str) -> None:
     pass
 
 
-def measure(opened, **changes):
-    wanted = {"baseline": None, "seed": SEED, "iw_rows": None, "iw_samples": 3, **changes}
+def measure(opened, *baselines, **changes):
+    changes["baselines"] = Baselines.of(baselines)
+    wanted = {"seed": SEED, "iw_rows": None, "iw_samples": 3, **changes}
     return group.measure_likelihood(opened, ROWS, progress=silent, **wanted)
 
 
@@ -85,9 +87,9 @@ def test_the_encoder_runs_once_a_row_and_memory_is_bounded(make_model, monkeypat
     infer, decode = model.infer, model.decode
     monkeypatch.setattr(model, "infer", lambda text: rows.append(text.num_rows) or infer(text))
 
-    def narrow(z, ids, response):
+    def narrow(z, ids, response, instruction):
         widths.append(len(ids) + len(z) * model.num_prompts)
-        return decode(z, ids, response)
+        return decode(z, ids, response, instruction)
 
     monkeypatch.setattr(model, "decode", narrow)
     monkeypatch.setattr("cdpvae.evaluation.encoded.POSITIONS_AT_ONCE", 40)
@@ -113,7 +115,7 @@ def test_the_baseline_is_paired_with_the_same_rows(make_model):
     batches = random_batches()
     opened = given_run(make_model(), batches)
     without = given_run(make_model(latent=NoLatentConfig()), batches)
-    figures = measure(opened, baseline=without)
+    figures = measure(opened, without)
     alone = evaluate_likelihood(without.model, batches, seed=SEED)
     assert figures["NLL of the decoder without z"].value == pytest.approx(alone.nll_q)
     # The better of the backbone itself and the tuned decoder is what z has to beat.
@@ -123,7 +125,7 @@ def test_the_baseline_is_paired_with_the_same_rows(make_model):
     gap = figures["-ELBO"].value - min(alone.nll_q, itself)
     assert figures["-ELBO minus NLL without z"].value == pytest.approx(gap)
     # Some rows only: the weighted ones are paired with their own likelihood without z.
-    few = measure(opened, baseline=without, iw_rows=5)
+    few = measure(opened, without, iw_rows=5)
     chosen = encode_rows(opened, ROWS, seed=SEED, progress=silent).choose(5, seed=SEED)
     other = encode_rows(without, ROWS, seed=SEED, progress=silent).select(chosen)
     rival = other.backbone_nll() if itself < alone.nll_q else other.nll(other.z)
@@ -132,7 +134,7 @@ def test_the_baseline_is_paired_with_the_same_rows(make_model):
     assert "IW-NLL minus NLL without z" in [figure.name for figure in figures.figures]
     assert "PPL per word, NLL without z" in [figure.name for figure in figures.figures]
     with pytest.raises(ValueError, match="trained with a latent"):
-        measure(opened, baseline=opened)
+        measure(opened, opened)
 
 
 def test_the_better_of_two_figures_without_z_counts(make_model, monkeypatch):
@@ -142,9 +144,9 @@ def test_the_better_of_two_figures_without_z_counts(make_model, monkeypatch):
     without = given_run(make_model(latent=NoLatentConfig()), batches)
     for offset, best in ((-1e4, "the backbone itself"), (1e4, "the decoder without z")):
         monkeypatch.setattr(
-            EncodedRows, "backbone_nll", lambda rows, offset=offset: rows.nll(rows.z) + offset
+            EncodedRows, "backbone_nll", lambda rows, _, offset=offset: rows.nll(rows.z) + offset
         )
-        figures = measure(opened, baseline=without)
+        figures = measure(opened, without)
         gap = figures["-ELBO minus NLL without z"]
         rival = figures[f"NLL of {best}"].value
         assert gap.value == pytest.approx(figures["-ELBO"].value - rival) and best in gap.note

@@ -40,8 +40,10 @@ def test_every_position_reads_the_slots_of_its_row(projector):
             expected.append(sum(table[k] * slots[k] for k in range(SLOTS)))
     torch.testing.assert_close(states, torch.stack(expected))
     # Written word by word it is the same.
-    third = projector.addition_at(z, 2)[:, 0]
-    torch.testing.assert_close(third[[0, 2]], projector.additions(states)[[2, 11]])
+    single = projector.additions_at(z, torch.tensor([[2, 3], [-1, 1], [2, 6]]))
+    wanted = projector.additions(states)[[2, 3, 8, 11]]
+    torch.testing.assert_close(single[[0, 0, 1, 2], [0, 1, 1, 0]], wanted)
+    assert (single[1, 0] == 0).all()
 
 
 def test_it_starts_with_a_slot_for_each_position_and_a_multiple_of_the_embeddings():
@@ -62,8 +64,9 @@ def test_the_decoder_sees_it_at_the_response_only(make_model, batch):
         decoded = model.decode(z, batch.response.ids, batch.response)
         for row, ids in enumerate(batch.response.rows()):
             inputs = F.embedding(ids, model.backbone.embedding_weight)
-            added = [model.positional.addition_at(z[row : row + 1], t)[0] for t in range(len(ids))]
-            inputs = torch.cat((model.soft_prompts(z[row : row + 1])[0], inputs + torch.cat(added)))
+            own = z[row : row + 1]
+            added = model.positional.additions_at(own, torch.arange(len(ids))[None])[0]
+            inputs = torch.cat((model.soft_prompts(own)[0], inputs + added))
             hidden = model.backbone.decode(inputs, packing_of([len(inputs)]))
             start, stop = batch.response.cu_seqlens[row], batch.response.cu_seqlens[row + 1]
             ours = decoded.hidden[decoded.positions[start:stop]]
