@@ -61,9 +61,7 @@ def test_without_rates_of_parts_the_groups_are_those_of_before(small_settings):
         ("heads", 2e-4),
         ("lora", 1e-3),
     ]
-    expected = {
-        name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name
-    }
+    expected = {name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name}
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in groups[2]["params"]} == expected
 
