@@ -70,7 +70,8 @@ class Flags:
         annotated: Any = Annotated
         annotation = annotated[setting.annotation, tyro.conf.arg(help=setting.help)]
         default = self._holder(setting)[setting.path[-1]]
-        return _attribute(setting), annotation, dataclasses.field(default=default)
+        # A factory, as a default may be a dict, which a dataclass would share.
+        return _attribute(setting), annotation, dataclasses.field(default_factory=lambda: default)
 
     def _choose_families(self, given: dict[str, str | None]) -> None:
         """Give a family that a flag asks for its defaults, unless the content has it already."""

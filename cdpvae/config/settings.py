@@ -45,7 +45,11 @@ class Settings(Group):
             _set(self.loss, order_weight=0.0, order_fall_ratio=None)
             _set(self.model, positional_slots=0)
             _set(self.collapse, enable_collapse_monitoring=False)
+            rates = self.training.part_learning_rates
+            left = {part: rate for part, rate in rates.items() if part in self.model.parts}
+            _set(self.training, part_learning_rates=left)
         self._check_rate_target()
+        self._check_parts()
         # The order of the words is asked of the states that positional_slots makes.
         if self.loss.order_weight and not self.model.positional_slots:
             raise ValueError(
@@ -81,6 +85,16 @@ class Settings(Group):
                 f"rate_target={target} is not above committed_rate x latent_dim = {committed:g} "
                 "nats, which the posterior is held to; raise the target or lower the commitment"
             )
+
+    def _check_parts(self) -> None:
+        """Raise ValueError for the rate of a part that the model does not have."""
+        parts = self.model.parts
+        for name in self.training.part_learning_rates:
+            if name not in parts:
+                raise ValueError(
+                    f"training.part_learning_rates: {name!r} is no part of this model, which has "
+                    f"{', '.join(parts)}; drop it"
+                )
 
     def dump(self) -> str:
         """Write the resolved settings as JSON text that `load_settings` reads back."""

@@ -159,6 +159,20 @@ class ModelConfig(Group):
         return max(1, (self.latent.kind != "none") + self.reads_instruction)
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what such a model trains: its head modules, and LoRA."""
+        if self.latent.kind == "none":
+            return ("lora",)
+        present = {
+            "layer_mix": self.encoder_layer == "mix",
+            "deep_prefix": self.deep_prefix,
+            "positional": self.positional_slots > 0,
+            "encoder_lora": self.encoder == "lora",
+        }
+        optional = (name for name, is_there in present.items() if is_there)
+        return ("pooling", "latent", "projector", "bow_head", "lora", *optional)
+
+    @property
     def kernel_impl(self) -> str | None:
         """`kernels` as `cdpvae_kernels` takes it: None picks by device."""
         return None if self.kernels == "auto" else self.kernels

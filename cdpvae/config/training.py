@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -47,6 +47,11 @@ class TrainingConfig(Group):
     learning_rate: float = Field(default=2e-4, gt=0, description="learning rate after the warm-up")
     lora_learning_rate: float | None = Field(
         default=None, gt=0, description="learning rate of LoRA; default: learning_rate"
+    )
+    part_learning_rates: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="learning rates of parts of the model that shall have one of their own, by "
+        "name (pooling, latent, projector, lora, ...); 0 freezes a part as it starts",
     )
     eta_min: float = Field(default=2e-5, ge=0, description="learning rate at the end of the cosine")
     warmup_ratio: float = Field(
@@ -120,6 +125,11 @@ class TrainingConfig(Group):
         if self.eta_min > self.learning_rate:
             raise ValueError(
                 f"eta_min={self.eta_min} must not be above learning_rate={self.learning_rate}"
+            )
+        if self.lora_learning_rate is not None and "lora" in self.part_learning_rates:
+            raise ValueError(
+                f"lora_learning_rate={self.lora_learning_rate} and a rate of 'lora' in "
+                "part_learning_rates: drop one"
             )
         if self.stop_after_no_gain is not None and self.keep_best is None:
             raise ValueError(

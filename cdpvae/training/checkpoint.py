@@ -206,11 +206,14 @@ class CheckpointManager:
         """Raise ValueError for a setting that would change the run."""
         # An older version saved some settings under other names, and lacks those added since.
         saved = by_key(json.loads(load_settings(path / "settings.json").dump()))
-        for key, value in by_key(json.loads(self.settings.dump())).items():
+        now = by_key(json.loads(self.settings.dump()))
+        # A rate of a part is a key on one side only where the other has none.
+        for key in {**now, **saved}:
             group, _, name = key.partition(".")
-            if name not in FREE_TO_CHANGE.get(group, set()) and saved.get(key) != value:
+            is_free = name in FREE_TO_CHANGE.get(group, set())
+            if not is_free and saved.get(key) != now.get(key):
                 raise ValueError(
-                    f"resume {path}: {key}={value!r}, but the run was started with "
+                    f"resume {path}: {key}={now.get(key)!r}, but the run was started with "
                     f"{saved.get(key)!r}; a continuation keeps it"
                 )
 

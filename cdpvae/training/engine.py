@@ -20,7 +20,12 @@ from torch import nn
 from cdpvae.batch import StepOutput, StepSchedule, VAEBatch
 from cdpvae.config import TrainingConfig
 from cdpvae.training.distributed import World
-from cdpvae.training.optimizer import build_optimizer, build_scheduler, parameter_groups
+from cdpvae.training.optimizer import (
+    build_optimizer,
+    build_scheduler,
+    freeze_parts,
+    parameter_groups,
+)
 
 # Inside the package in a wheel, at the top of the repository in a checkout.
 _PLACES = [Path(__file__).resolve().parents[level] / "ds_configs" for level in (1, 2)]
@@ -161,6 +166,7 @@ def build_engine(
         # Parameters only: `module.bfloat16()` would round the rotary frequencies as well.
         for parameter in module.parameters():
             parameter.data = parameter.data.bfloat16()
+    freeze_parts(module, config)
     optimizer = build_optimizer(parameter_groups(module, config), config)
     scheduler = build_scheduler(optimizer, config, total_steps)
     engine, *_ = deepspeed.initialize(

@@ -1,6 +1,7 @@
 """AdamW over our own parameter groups, and the learning rate: warm-up, then cosine.
 
-Groups separate LoRA from the heads and decay from no decay. Empty groups are dropped (torch's
+Groups separate LoRA from the heads, parts with a learning rate of their own from both, and decay
+from no decay. Empty groups are dropped (torch's
 schedulers fail on them) and a group holds one dtype (DeepSpeed promotes a mixed one silently).
 """
 
@@ -16,16 +17,40 @@ from torch.optim.lr_scheduler import LambdaLR
 from cdpvae.config import TrainingConfig
 
 
+def part_of(name: str) -> str:
+    """Return the part of the model that a parameter of this name belongs to.
+
+    "model.pooling.query" -> "pooling"; the matrices of LoRA -> "lora", those of an adapter that has
+    a name, such as "encoder" -> "encoder_lora".
+    """
+    if "lora_" in name:
+        adapter = name.rpartition("lora_")[2].split(".")[1]
+        return "lora" if adapter == "default" else f"{adapter}_lora"
+    return name.removeprefix("model.").partition(".")[0]
+
+
+def freeze_parts(model: nn.Module, config: TrainingConfig) -> None:
+    """Take parts with a learning rate of 0 out of training: no gradient, no share in its norm."""
+    frozen = {part for part, rate in config.part_learning_rates.items() if rate == 0}
+    for name, parameter in model.named_parameters():
+        if part_of(name) in frozen:
+            parameter.requires_grad_(False)
+
+
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
     """Sort trainable parameters into named groups; biases, norms, scales, queries do not decay.
 
-    Raises ValueError when nothing is trainable.
+    A part with a learning rate of its own has its own groups, after the others. Raises ValueError
+    when nothing is trainable.
     """
+    rates = config.part_learning_rates
     # Sort the trainable parameters by part, by decay and by dtype.
     groups: dict[tuple[str, bool, torch.dtype], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = "lora" if "lora_" in name else "heads"
+            part = part_of(name)
+            if part not in rates:
+                part = "lora" if "lora_" in name else "heads"
             decays = parameter.dim() == 2
             groups.setdefault((part, decays, parameter.dtype), []).append(parameter)
     if not groups:
@@ -36,10 +61,12 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict]:
         {
             "name": f"{part}{'' if decays else '_no_decay'}",
             "params": parameters,
-            "lr": lora_lr if part == "lora" else heads_lr,
+            "lr": rates.get(part, lora_lr if part == "lora" else heads_lr),
             "weight_decay": config.weight_decay if decays else 0.0,
         }
-        for (part, decays, _), parameters in sorted(groups.items(), key=lambda item: str(item[0]))
+        for (part, decays, _), parameters in sorted(
+            groups.items(), key=lambda item: (item[0][0] in rates, str(item[0]))
+        )
     ]
 
 
