@@ -128,8 +128,10 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
 
     def head_modules(self) -> dict[str, nn.Module]:
         """Return the trainable modules beside LoRA, by attribute name."""
-        names = ("layer_mix", "pooling", "latent", "projector", "deep_prefix", "bow_head")
-        names += ("positional",)
+        names = (
+            *("layer_mix", "pooling", "latent", "projector", "deep_prefix", "bow_head"),
+            "positional",
+        )
         modules = {name: getattr(self, name) for name in names}
         return {name: module for name, module in modules.items() if module is not None}
 
