@@ -5,6 +5,7 @@ Everything here is cheap and comes before any weight is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from cdpvae.data import (
     RowCountSampler,
     StepLoader,
     TokenBudgetSampler,
+    TokenDataset,
     VAECollator,
     evaluation_batches,
 )
@@ -54,7 +56,10 @@ def open_data(settings: Settings) -> tuple[LlamaTokenizerWrapper, Splits]:
 
 
 def build_loader(
-    settings: Settings, world: World, tokenizer: LlamaTokenizerWrapper, splits: Splits
+    settings: Settings,
+    world: World,
+    tokenizer: LlamaTokenizerWrapper,
+    splits: Mapping[str, TokenDataset],
 ) -> Loader[Any]:
     """Make the loader of this rank that `batching` and `streaming` ask for.
 
