@@ -59,7 +59,9 @@ def linear_cross_entropy(
     """
     # Make room for the results.
     num_valid, (vocab, width), device = targets.numel(), weight.shape, hidden.device
-    head, dtype = operand(weight).contiguous(), accumulation_dtype(hidden.dtype)
+    # The kernels read both with a stride of 1, whatever views the caller handed over.
+    head, targets = operand(weight).contiguous(), targets.contiguous()
+    dtype = accumulation_dtype(hidden.dtype)
     exps_dtype = head.dtype if head.device.type == "cuda" else hidden.dtype
     scale = scale.to(device=device, dtype=dtype)
     nll, lse, others, target = (

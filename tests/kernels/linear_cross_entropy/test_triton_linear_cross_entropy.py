@@ -211,6 +211,17 @@ def test_positions_select_and_repeat(positions):
     assert_as_good_as_torch(hidden, weight, targets, positions=positions, ignore_index=None)
 
 
+def test_views_with_strides_count_as_what_they_show():
+    hidden, weight, targets = problem()
+    # Every second of twice as many: the numbers between belong to no position.
+    spread = torch.stack((targets, (targets + 1) % V), dim=1).flatten()[::2]
+    transposed = [x.detach().T.contiguous().T.requires_grad_() for x in (hidden, weight)]
+    assert_as_good_as_torch(*transposed, spread, ignore_index=None)
+    positions = torch.arange(2 * T, device=DEVICE)[: 2 * T : 2] // 2
+    twice = torch.stack((positions, positions * 0), dim=1).flatten()[::2]
+    assert_as_good_as_torch(*transposed, spread, positions=twice, ignore_index=None)
+
+
 def test_only_what_is_wanted_is_computed():
     hidden, weight, targets = problem()
     frozen = weight.detach()
