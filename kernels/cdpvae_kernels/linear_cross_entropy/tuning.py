@@ -50,7 +50,12 @@ def specializations() -> dict[str, Specialization]:
                 "z_loss": "fp32",
                 "softcap": "fp32",
             },
-            {"HAS_SOFTCAP": softcap, "STORE_EXPS": True, "NARROW": dtype == torch.float16},
+            {
+                "HAS_SOFTCAP": softcap,
+                "IGNORES": softcap,
+                "STORE_EXPS": True,
+                "NARROW": dtype == torch.float16,
+            },
             ("logits_ptr", "exps_ptr", "vocab"),
         )
 
