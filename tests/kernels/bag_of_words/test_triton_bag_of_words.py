@@ -296,12 +296,13 @@ def test_neither_logits_nor_a_multi_hot_target_are_made(name):
     assert sums.errors.shape == (batch, V) and sums.errors.dtype == HALF
 
 
-def test_an_id_outside_the_vocabulary_writes_nowhere():
-    """On a GPU nobody checks: it must be left out, not set a bit of the next row."""
-    (z, weight, bias), _ = problem(2, 5)
-    inside, outside = ([[1, 2], [3]], [[1, V, 2, -1, V + 33], [3]])
-    losses = [kernels.bce(z, weight, bias, *pack(r), False, False).loss for r in (inside, outside)]
-    assert torch.equal(*losses)
+@pytest.mark.parametrize("launch", [kernels.bce, kernels.categorical])
+def test_an_id_outside_the_vocabulary_writes_nowhere(launch):
+    """On a GPU nobody checks: it must be left out, not set a bit or an error of the next row."""
+    (z, weight, bias), _ = problem(3, 5)
+    inside, outside = ([[1, 2], [3], []], [[1, V, 2, -1, V + 33], [3], [V, -1]])
+    found = [launch(z, weight, bias, *pack(rows), True, True) for rows in (inside, outside)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @each_loss
