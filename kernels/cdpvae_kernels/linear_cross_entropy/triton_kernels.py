@@ -118,7 +118,10 @@ def rows_kernel(
             logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP, IGNORES
         )
         peaks = tl.maximum(peaks, gap)
-        exp = tl.exp2(tl.minimum(gap, LARGEST_GAP) * LOG2_E)
+        # A GPU's minimum of NaN and a number is the number: a row of NaN would get a finite loss.
+        # The peak may drop NaN, since the sum carries it.
+        bounded = tl.minimum(gap, LARGEST_GAP, propagate_nan=tl.PropagateNan.ALL)
+        exp = tl.exp2(bounded * LOG2_E)
         sums += exp
         if STORE_EXPS and not NARROW:
             tl.store(exps_ptr + columns, (exp * slope).to(exps_ptr.dtype.element_ty), mask=inside)

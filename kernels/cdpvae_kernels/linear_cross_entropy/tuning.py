@@ -22,6 +22,9 @@ from cdpvae_kernels.linear_cross_entropy.triton_launch import (
     launch_rows,
 )
 
+# A minimum that is NaN where one of its operands is.
+KEEPS_NAN = "min.NaN.f32"
+
 
 def specializations() -> dict[str, Specialization]:
     """Describe the kernels for V=128256, D=4096 with bf16 operands.
@@ -57,6 +60,7 @@ def specializations() -> dict[str, Specialization]:
                 "NARROW": dtype == torch.float16,
             },
             ("logits_ptr", "exps_ptr", "vocab"),
+            keeps_nan=KEEPS_NAN,
         )
 
     # The two kernels of the gradients.

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdpvae_kernels import bow_bce, bow_categorical
 from cdpvae_kernels.bag_of_words import triton_launch as kernels
 from cdpvae_kernels.common import runtime
-from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
+from support.triton import DEVICE, DTYPES, minima_of_a_gpu, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 # Two blocks of 64 and a ragged third.
@@ -176,6 +176,19 @@ def test_errors_too_small_for_fp16_are_kept(z_dtype):
     exact = dense("bce", operands, rows, 2.0**17 * 4 * V, torch.float64)
     for ours, want in zip(got[1:], exact[1:], strict=True):
         assert (ours.double() - want).norm() <= 4 * torch.finfo(ours.dtype).eps * want.norm()
+
+
+@pytest.mark.usefixtures("minima_of_a_gpu")
+@pytest.mark.filterwarnings("ignore:All-NaN")  # the interpreter's largest of a row of NaN
+@each_loss
+@pytest.mark.parametrize("bad", [0, 1], ids=["z", "weight"])
+def test_nan_stays_nan(name, bad):
+    operands, rows = problem(4, 5)
+    with torch.no_grad():
+        # The second row of z; a token of the head that no row holds.
+        operands[bad][1 if bad == 0 else V - 2] = float("nan")
+    loss, *grads = computed(name, operands, rows)
+    assert loss.isnan() and all(grad.isnan().any() for grad in grads)
 
 
 @each_loss

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from cdpvae_kernels import linear_cross_entropy
 from cdpvae_kernels.common import runtime
-from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
+from support.triton import DEVICE, DTYPES, minima_of_a_gpu, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 # V is two blocks and a ragged third, D one block and a ragged second.
@@ -146,6 +146,28 @@ def margin_problem(margin, dtype):
     targets = torch.full((4,), 40)
     hidden, weight = (x.to(DEVICE, dtype).requires_grad_() for x in (hidden, weight))
     return hidden, weight, targets.to(DEVICE)
+
+
+# All of a row, the target's logit alone, another one's alone; a row of infinite logits is NaN too.
+@pytest.mark.usefixtures("minima_of_a_gpu")
+@pytest.mark.parametrize("bad", ["hidden", "target", "other", "infinite"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_nan(dtype, bad):
+    hidden, weight, targets = (x.detach().clone() for x in problem(dtype))
+    if bad in ("hidden", "infinite"):
+        hidden[4] = float("nan") if bad == "hidden" else float("inf")
+    else:
+        # A token that no other position has as its target.
+        column = int(targets[4]) if bad == "target" else next(
+            v for v in range(V) if v not in targets.tolist()
+        )
+        weight[column] = float("nan")
+    loss, nll, lse, *grads = computed(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    assert loss.isnan() and nll[4].isnan() and lse[4].isnan()
+    assert all(grad.isnan().any() for grad in grads)
+    if bad in ("hidden", "infinite"):
+        others = [row for row in range(T) if row != 4]
+        assert nll[others].isfinite().all() and grads[0][others].isfinite().all()
 
 
 # p(target) from 0.5 to beyond 1 - 1e-6, and 20 to 200 nats wrong: past 64 the row is read again.
