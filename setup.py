@@ -51,9 +51,11 @@ setup(
         "ninja",
         "setuptools",
     ],
-    # test: what launch/test.sh installs. bench: what benchmarks compare with.
+    # test: what launch/test.sh installs. bench: what benchmarks compare with. flash-attn: compiles
+    # CUDA code for long where there is no wheel, and torch's own varlen takes its place.
     extras_require={
-        "gpu": ["triton>=3.6", "flash-attn"],
+        "gpu": ["triton>=3.6"],
+        "flash-attn": ["flash-attn"],
         "test": [
             "datasketch>=2.0",
             "hypothesis",

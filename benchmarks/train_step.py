@@ -2,7 +2,8 @@
 
     python -m benchmarks.train_step                          tiny model on a CPU, shipped lengths
     python -m benchmarks.train_step --lengths pairs.json     ids and lengths of real text
-    python -m benchmarks.train_step --shape 8b --micro-batch 8          8B on a GPU, random weights
+    python -m benchmarks.train_step --shape 8b --micro-batch 8          8B on a GPU, random weights,
+                                                 responses of 350 tokens (--mean-response)
     python -m benchmarks.train_step --double                 twice the micro-batch, same memory?
     python -m benchmarks.train_step --largest 44             largest micro-batch within 44 GiB
 
@@ -77,11 +78,11 @@ def measure(options: StepOptions) -> list[dict[str, Any]]:
     memory = {n: peak_memory(n, options) if options.memory else None for n in options.only}
     setup, corpus = open_setup(options)
     device = setup.device
-    print(f"{options.shape}, {options.precision}, {corpus.source}")
+    work = measured_batches(corpus, options)
+    print(f"{options.shape}, {options.precision}, {corpus.source}; {tokens_per_row(work)}")
 
     # No times without the same loss and gradients.
     steps, failures = build_all(setup, options)
-    work = measured_batches(corpus, options)
     few = CHECKED_ROWS_ON_CUDA if device.type == "cuda" else None
     signatures = compare(steps, work[0].micro_batches[0][:few], options.precision)
 
@@ -106,6 +107,14 @@ def measure(options: StepOptions) -> list[dict[str, Any]]:
             row |= phase_columns(steps[name], work, device)
         table.append(row)
     return table
+
+
+def tokens_per_row(work: Sequence[StepBatch]) -> str:
+    """Say how long the measured rows are: short ones measure launches, not products."""
+    rows = sum(len(batch.rows) for batch in work)
+    instructions = sum(batch.instruction_tokens for batch in work) / rows
+    responses = sum(batch.response_tokens for batch in work) / rows
+    return f"{instructions:.0f} + {responses:.0f} tokens a row"
 
 
 def take_steps(step: OurStep | NaiveStep, work: Sequence[StepBatch]) -> None:

@@ -12,6 +12,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+# Micro-batches differ in length: segments that grow are not cut into pieces too small to use again.
+export PYTORCH_CUDA_ALLOC_CONF="${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}"
 setsid deepspeed --num_gpus "${NUM_GPUS:-2}" --module cdpvae.train \
     --ds-config ds_configs/zero2_2xl40s.json "$@" &
 group=$!

@@ -225,3 +225,18 @@ def test_folders_stay_small():
     files = [p for tree in trees for p in tree.rglob("*.py") if p not in entry_points]
     crowded = {str(k): n for k, n in Counter(p.parent for p in files).items() if n > MAX_FILES}
     assert not crowded
+
+
+def test_what_a_gpu_needs_compiles_nothing():
+    """flash-attn is an sdist: pip would compile CUDA code for long, or fail; varlen takes its place."""
+    tree = ast.parse((REPOSITORY / "setup.py").read_text())
+    extras = next(
+        ast.literal_eval(keyword.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "extras_require"
+    )
+    assert extras["flash-attn"] == ["flash-attn"]
+    others = [name for name in extras if name != "flash-attn"]
+    assert not [name for name in others if any("flash" in package for package in extras[name])]

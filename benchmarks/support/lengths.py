@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -111,6 +112,7 @@ def open_corpus(
     tokenizer: str | None,
     vocab_size: int,
     bounds: DataConfig,
+    mean_response: int | None = None,
 ) -> Corpus:
     """Open the rows of a benchmark run; the module says where they can come from.
 
@@ -120,6 +122,8 @@ def open_corpus(
         `vocab_size` (and 32,000) tokens is trained on the text itself.
     vocab_size: of the backbone; ids stay below it where the tokenizer or the ids are made here.
     bounds: rows with lengths outside are left out, as preprocessing does.
+    mean_response: of the shipped lengths, which are multiplied with one factor; those that pass the
+        bounds are cut there. None leaves them as they are.
     Raises ValueError for inputs that cannot be read or combined.
     """
     # An option without effect is refused, not ignored.
@@ -127,12 +131,14 @@ def open_corpus(
         raise ValueError("--lengths and --data: give one of them")
     if tokenizer and not lengths:
         raise ValueError(f"--tokenizer {tokenizer}: it has no effect without --lengths")
+    if mean_response and (lengths or data):
+        raise ValueError(f"--mean-response {mean_response}: it has no effect with rows of your own")
     # The source, by what was given.
     if data:
         return _within(_processed(data), bounds)
     if lengths:
         return _within(_tokenised(lengths, tokenizer, vocab_size), bounds)
-    return _within(_shipped(vocab_size), bounds)
+    return _within(_shipped(vocab_size, bounds, mean_response), bounds)
 
 
 def _within(corpus: Corpus, bounds: DataConfig) -> Corpus:
@@ -174,11 +180,18 @@ def _tokenised(file: str, tokenizer: str | None, vocab_size: int) -> Corpus:
     return Corpus(rows, wrapper.special_tokens(), f"{Path(file).name}, tokenised by {name}")
 
 
-def _shipped(vocab_size: int) -> Corpus:
+def _shipped(vocab_size: int, bounds: DataConfig, mean_response: int | None) -> Corpus:
     # The lengths are those of the shipped vocabulary that is nearest in size.
     content = json.loads(SHIPPED.read_text())
     size = min(vocab_size, max(SHIPPED_VOCABULARIES))
     nearest = min(content["pairs"], key=lambda name: abs(int(name) - size))
+    pairs, source = content["pairs"][nearest], f"{content['source']}, {nearest} tokens; ids random"
+    if mean_response:
+        # How unequal they are stays; what a long row costs shows only where rows are long.
+        factor = mean_response / statistics.mean(response for _, response in pairs)
+        most = bounds.max_instruction_tokens, bounds.max_response_tokens
+        pairs = [[min(round(n * factor), m) for n, m in zip(p, most, strict=True)] for p in pairs]
+        source += f"; lengths x {factor:.2f}"
     draw, first = random.Random(0), max(PLAIN_TOKENS.special) + 1
 
     # Log-uniform ids: small ones are frequent, as words are.
@@ -187,9 +200,9 @@ def _shipped(vocab_size: int) -> Corpus:
 
     rows = [
         Row([PLAIN_TOKENS.bos, *text(i - 1)], [PLAIN_TOKENS.bos, *text(r - 2), PLAIN_TOKENS.eos], n)
-        for n, (i, r) in enumerate(content["pairs"][nearest])
+        for n, (i, r) in enumerate(pairs)
     ]
-    return Corpus(rows, PLAIN_TOKENS, f"{content['source']}, {nearest} tokens; ids random")
+    return Corpus(rows, PLAIN_TOKENS, source)
 
 
 def measure(file: str) -> dict:

@@ -118,6 +118,10 @@ class TrainingConfig(Group):
     seed: int = Field(
         default=0, ge=0, lt=2**63, description="seed of every random decision of the run"
     )
+    deterministic: bool = Field(
+        default=False,
+        description="on a GPU, only algorithms whose sums have a fixed order (docs/kernels.md)",
+    )
     num_threads: int | None = Field(default=None, ge=1, description="torch threads per process")
 
     @model_validator(mode="after")

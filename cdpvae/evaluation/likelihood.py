@@ -171,6 +171,7 @@ def _nll_of_rows(
         targets,
         positions=positions[target_positions],
         divisor=1,
+        ignore_index=None,
         return_stats=True,
         impl=model.impl,
     )

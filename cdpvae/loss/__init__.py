@@ -2,7 +2,7 @@
 
 from cdpvae.loss.annealing import CyclicalAnnealingSchedule
 from cdpvae.loss.base import Gather, LossInputs, LossTerm, StepContext
-from cdpvae.loss.bow import BagOfWords, bow_loss, content_tokens
+from cdpvae.loss.bow import BagOfWords, bow_loss, content_ids
 from cdpvae.loss.contrastive import Contrastive, InfoNCELoss, InfoNCETerms, MomentumQueue
 from cdpvae.loss.objective import Objective, build_objective
 from cdpvae.loss.rate import Rate, RateTerms, clamp_rate
@@ -36,6 +36,6 @@ __all__ = [
     "build_objective",
     "build_rate_controller",
     "clamp_rate",
-    "content_tokens",
+    "content_ids",
     "reconstruction_nll",
 ]

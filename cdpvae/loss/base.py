@@ -48,7 +48,9 @@ class LossInputs:
     hidden (T, D): the packed decoder output.
     head_weight (V, D): the output head, in the dtype of `hidden`.
     positions (N,) int64: positions of `hidden` that predict.
-    targets (N,) int64: what they predict; -100 is ignored.
+    targets (N,) int64: what they predict.
+    ignore_index: the target that is ignored; None says that all are valid, as a collator's are, and
+        no host waits for a device to count them.
     response: the B rows of the decoder's text.
     special_ids (S,) int64: tokens that are no content (BOS, EOS and pad).
     z (B, F): the sample that the decoder was given, one vector a row; (B, 0) without a latent.
@@ -70,6 +72,7 @@ class LossInputs:
     z: Tensor
     anchor: Tensor
     penalties: Mapping[str, Tensor] = field(default_factory=dict)
+    ignore_index: int | None = -100
     view: Tensor | None = None
     bow_head: LinearHead | None = None
     predicted: Tensor | None = None

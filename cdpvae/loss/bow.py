@@ -8,7 +8,7 @@ order of 1e-6.
 Diversity for Neural Dialog Models using Conditional Variational Autoencoders", equation 5): the
 mean over the response's tokens of -log softmax, whose gradient does not shrink with the vocabulary.
 
-Legend: B rows, T packed tokens, M content tokens, L padded length, Z latent, V vocabulary.
+Legend: B rows, T packed tokens, L padded length, Z latent, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from __future__ import annotations
 from typing import ClassVar, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cdpvae.batch import PackedText, Term
 from cdpvae.config.loss import BowReduction
 from cdpvae.loss.base import LinearHead, LossInputs, LossTerm, StepContext, graph_if
-from cdpvae_kernels import bow_bce, bow_categorical, has_values
+from cdpvae_kernels import bow_bce, bow_categorical
 
 BOW_REDUCTIONS = get_args(BowReduction)
+# No token has this id.
+NO_CONTENT = -1
 
 
 def check_bow_reduction(reduction: str) -> None:
@@ -33,18 +34,15 @@ def check_bow_reduction(reduction: str) -> None:
         raise ValueError(f"bow_reduction={reduction!r}: it must be one of {BOW_REDUCTIONS}")
 
 
-def content_tokens(response: PackedText, special_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the tokens of each row that are not among `special_ids` (BOS, EOS and pad).
+def content_ids(response: PackedText, special_ids: Tensor) -> Tensor:
+    """Return the ids of the response, (T,) int64, with NO_CONTENT for those in `special_ids`.
 
-    response: ids (T,) int64, cu_seqlens (B+1,) int32. special_ids (S,) int64.
-    -> ids (M,) int64 in their order, cu_seqlens (B+1,) int32; a row may be left with no token.
-    Without data (shape propagation) how many are special is unknown: all tokens are taken.
+    response: ids (T,) int64. special_ids (S,) int64: BOS, EOS and pad.
+    Every token keeps its place: how many are left would be known to the device alone, and a
+    compiled graph could not be cut by it.
     """
-    if not has_values(response.ids):
-        return response.ids, response.cu_seqlens
-    content_T = torch.isin(response.ids, special_ids.to(response.ids.device), invert=True)
-    before = F.pad(content_T.cumsum(0, dtype=torch.int32), (1, 0))
-    return response.ids[content_T], before[response.cu_seqlens.long()]
+    special_T = torch.isin(response.ids, special_ids.to(response.ids.device))
+    return response.ids.masked_fill(special_T, NO_CONTENT)
 
 
 class BagOfWords(LossTerm):
@@ -106,7 +104,8 @@ def bow_loss(
     check_bow_reduction(reduction)
     weight, bias = bow_head.weight, bow_head.bias
     # BOS, EOS and pad are in every response and say nothing.
-    ids, cu_seqlens = content_tokens(response, special_ids)
+    ids = content_ids(response, special_ids)
+    arguments = (z, weight, bias, ids, response.cu_seqlens)
     if reduction == "bce":
-        return bow_bce(z, weight, bias, ids, cu_seqlens, reduction="mean", impl=impl)
-    return bow_categorical(z, weight, bias, ids, cu_seqlens, impl=impl)
+        return bow_bce(*arguments, reduction="mean", ignore_index=NO_CONTENT, impl=impl)
+    return bow_categorical(*arguments, ignore_index=NO_CONTENT, impl=impl)

@@ -39,6 +39,7 @@ class Order(LossTerm):
             inputs.head_weight,
             inputs.predicted_positions,
             inputs.targets,
+            ignore_index=inputs.ignore_index,
             impl=self.impl,
         )
         per, value = mean_of_targets(token_sum, self.objective, inputs.response.num_rows, step)

@@ -41,7 +41,12 @@ class Reconstruction(LossTerm):
         """Return `recon` and `recon_nats_per_sequence`; one of them has weight 1, the other 0."""
         # One sum over all targets; the two means divide it differently.
         token_sum = reconstruction_nll(
-            inputs.hidden, inputs.head_weight, inputs.positions, inputs.targets, impl=self.impl
+            inputs.hidden,
+            inputs.head_weight,
+            inputs.positions,
+            inputs.targets,
+            ignore_index=inputs.ignore_index,
+            impl=self.impl,
         )
         rows = inputs.response.num_rows
         _, per_token = mean_of_targets(token_sum, "per_token", rows, step)
@@ -81,6 +86,7 @@ def reconstruction_nll(
     positions_N: Tensor,
     targets_N: Tensor,
     *,
+    ignore_index: int | None = IGNORE_INDEX,
     impl: str | None = None,
 ) -> Tensor:
     """Return the sum over targets of -log softmax(hidden W^T)[target], in nats.
@@ -88,7 +94,8 @@ def reconstruction_nll(
     hidden_TD (T, D) float: the decoder's packed output.
     weight_VD (V, D): the head, in the dtype of `hidden_TD`.
     positions_N (N,) int64: the positions of `hidden_TD` that predict.
-    targets_N (N,) int64: what they predict; -100 is ignored.
+    targets_N (N,) int64: what they predict.
+    ignore_index: the target that is ignored; None says that all are valid.
     impl: passed on to `cdpvae_kernels.linear_cross_entropy`.
 
     Returns a scalar fp32 (fp64 for fp64 inputs), differentiable in `hidden_TD`, and in `weight_VD`
@@ -101,6 +108,6 @@ def reconstruction_nll(
         targets_N,
         positions=positions_N,
         divisor=1.0,
-        ignore_index=IGNORE_INDEX,
+        ignore_index=ignore_index,
         impl=impl,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -14,6 +15,20 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def use_deterministic_algorithms(on: bool) -> None:
+    """Let this process take only algorithms whose sums have a fixed order, or whatever is fastest.
+
+    To be called before the first matrix product on a GPU. An operation that has no such algorithm
+    says so in a warning and runs all the same. FlashAttention's backward asks for this setting.
+    """
+    torch.use_deterministic_algorithms(on, warn_only=True)
+    # Every result is written before it is read: memory need not be filled first.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if on:
+        # cuBLAS repeats its bits with a workspace of fixed size only, which it reads from here.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def rng_state() -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Usage:
     """
 
     arch: str
+    drops_nan: the instruction that keeps NaN what it is is missing.
     kernel: str
     config: str
     registers: int
@@ -53,6 +54,7 @@ class Usage:
 
     def problem(self) -> str | None:
         """Say why this kernel is not acceptable; returns None where it is."""
+    drops_nan: bool = False
         if self.hot and self.spills:
             return f"{self.arch} {self.kernel} ({self.config}): {self.spills} spills"
         limit = SHARED_MEMORY_LIMIT[self.arch]
@@ -61,6 +63,8 @@ class Usage:
         return None
 
 
+        if self.drops_nan:
+            return f"{self.arch} {self.kernel} ({self.config}): NaN becomes a number"
 def measure(arch: str) -> list[Usage]:
     """Compile every specialization for `arch`. Raises ValueError for an unknown architecture.
 
@@ -105,7 +109,9 @@ def _compile(name: str, spec: Specialization, arch: str) -> Usage:
     compiled = triton.compile(source, target=target, options=options)
     registers, spills = _read_machine_code(compiled.asm["cubin"])
     shown = " ".join(f"{key}={value}" for key, value in config.items())
-    return Usage(arch, name, shown, registers, spills, compiled.metadata.shared, spec.hot)
+    drops_nan = spec.keeps_nan is not None and spec.keeps_nan not in compiled.asm["ptx"]
+    shared = compiled.metadata.shared
+    return Usage(arch, name, shown, registers, spills, shared, spec.hot, drops_nan)
 
 
 def _read_machine_code(cubin: bytes) -> tuple[int, int]:

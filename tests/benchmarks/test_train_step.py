@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from benchmarks.steps.naive import NaiveStep
 from benchmarks.steps.ours import OurStep
 from benchmarks.steps.stock import StockStep
 from benchmarks.support import step_memory
-from benchmarks.support.lengths import Row, open_corpus, step_batches
+from benchmarks.support.lengths import Row, StepBatch, open_corpus, step_batches
 from benchmarks.support.phases import PhaseClock
 from benchmarks.support.step_checks import compare
 from benchmarks.support.step_options import StepOptions, build, measured_batches, open_setup
@@ -161,6 +162,8 @@ def test_text_gives_its_own_lengths(tmp_path):
     pairs = [(" word" * 40, " other" * 60), ("short", "short")]
     lines = [json.dumps({"instruction": i, "output": o}) for i, o in pairs]
     file.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="--mean-response 350: it has no effect"):
+        open_corpus(str(file), None, None, VOCAB, DataConfig(), 350)
     corpus = open_corpus(str(file), None, None, VOCAB, DataConfig(min_instruction_tokens=20))
     (row,) = corpus.rows
     assert isinstance(row, Row) and 40 <= len(row.instruction) and 60 <= len(row.response)
@@ -262,3 +265,24 @@ def test_largest_stops_at_the_limit(monkeypatch):
 def test_options_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StepOptions(**changes).check()
+
+
+def test_an_8b_model_gets_long_rows():
+    """68 tokens a response would measure launches; the lengths are as unequal as before."""
+    made = StepOptions(shape="8b", device="cpu")
+    made.check()
+    assert made.mean_response == 350
+    short, long = (
+        [len(row.response) for row in open_corpus(None, None, None, VOCAB, DataConfig(), mean).rows]
+        for mean in (None, made.mean_response)
+    )
+    assert sum(long) / len(long) == pytest.approx(350, rel=0.02)
+    spread = [statistics.stdev(n) / statistics.mean(n) for n in (short, long)]
+    assert spread[1] == pytest.approx(spread[0], rel=0.05)
+    # Rows of one's own, and the tiny model, keep their lengths.
+    for other in (StepOptions(shape="8b", lengths="x.txt"), StepOptions()):
+        other.device = "cpu"
+        other.check()
+        assert other.mean_response is None
+    work = [StepBatch([[Row([1] * 5, [1] * 9, 0)], [Row([1] * 7, [1] * 3, 1)]], with_view=False)]
+    assert train_step.tokens_per_row(work) == "6 + 6 tokens a row"

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cdpvae import compute_bow_loss
 from cdpvae.batch import PackedText
 from cdpvae.config import LossConfig
-from cdpvae.loss import content_tokens
+from cdpvae.loss import content_ids
 from cdpvae.loss.bow import bow_loss as loss_of_head
+from support.triton import DEVICE
 
 BOS, EOS, PAD, V, Z = 0, 1, 2, 17, 4
 SPECIAL = torch.tensor([BOS, EOS, PAD])
@@ -59,11 +60,36 @@ def dense_categorical(z, weight, bias):
     return torch.stack(rows).mean()
 
 
-def test_content_tokens_leave_out_the_special_ones():
-    ids, cu_seqlens = content_tokens(PackedText.from_lists(ROWS), SPECIAL)
-    assert ids.tolist() == [token for row in CONTENT for token in row]
-    assert cu_seqlens.tolist() == [0, 3, 6, 6, 7]
-    assert cu_seqlens.dtype == torch.int32
+def test_special_ids_are_marked_in_their_places():
+    ids = content_ids(PackedText.from_lists(ROWS), SPECIAL)
+    places = [token if token > PAD else -1 for row in ROWS for token in row]
+    assert ids.tolist() == places and ids.dtype == torch.int64
+    assert [token for token in places if token >= 0] == [t for row in CONTENT for t in row]
+
+
+# "reference" is what a compiled graph takes on a CPU, "triton" what it takes on a GPU.
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+@pytest.mark.parametrize("reduction", ["bce", "categorical"])
+def test_special_ids_are_left_out_of_a_compiled_function(reduction, impl):
+    inputs = [x.detach().float() for x in head()]
+    text = PackedText.from_lists(ROWS)
+
+    def loss_of(z, weight, bias, ids, cu_seqlens, special):
+        packed = PackedText(ids, cu_seqlens, text.max_len)
+        return loss_of_head(z, Head(weight, bias), packed, special, reduction, impl=impl)
+
+    torch.compiler.reset()
+    results = []
+    for run in (loss_of, torch.compile(loss_of, backend="aot_eager", fullgraph=True)):
+        leaves = [x.to(DEVICE).requires_grad_() for x in inputs]
+        packed = (text.ids.to(DEVICE), text.cu_seqlens.to(DEVICE), SPECIAL.to(DEVICE))
+        loss = run(*leaves, *packed)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    # The truth is the dense form, in fp64.
+    oracle = dense_bce if reduction == "bce" else dense_categorical
+    want = oracle(*(x.double() for x in inputs)).float().to(DEVICE)
+    torch.testing.assert_close(results[0][0], want, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils.config import get_timers_config
 
 from cdpvae.config import TrainingConfig
 from cdpvae.training.distributed import World
@@ -77,6 +78,8 @@ def test_shipped_files_resolve_and_spell_out_the_defaults(path):
     assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
     assert config["data_types"]["grad_accum_dtype"] == "fp32"
     assert config["communication_data_type"] == "fp32"
+    # DeepSpeed's own timer makes the host wait for the GPU twice a micro-batch.
+    assert not get_timers_config(config).enabled
     zero = config["zero_optimization"]
     assert zero["stage"] == 2 and zero["overlap_comm"] is False
     assert zero["reduce_bucket_size"] <= 5e7

@@ -191,10 +191,11 @@ def test_the_gpu_script_passes_settings_on_and_stops_its_workers(tmp_path):
     launcher_log, worker_pid = tmp_path / "arguments", tmp_path / "worker"
     stand_in = tmp_path / "deepspeed"
     stand_in.write_text(
-        f'#!/bin/bash\necho "$@" > {launcher_log}\nsleep 300 &\necho $! > {worker_pid}\nwait\n'
+        f'#!/bin/bash\necho "$@" $PYTORCH_CUDA_ALLOC_CONF > {launcher_log}\nsleep 300 &\necho $! > {worker_pid}\nwait\n'
     )
     stand_in.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("PYTORCH_CUDA_ALLOC_CONF", None)
     script = subprocess.Popen(
         ["./launch/train_2xl40s.sh", "--phase", "1"], cwd=REPOSITORY, env=environment
     )
@@ -202,7 +203,10 @@ def test_the_gpu_script_passes_settings_on_and_stops_its_workers(tmp_path):
     while not (worker_pid.exists() and worker_pid.read_text().strip()):
         assert time.monotonic() < deadline, "the stand-in never started"
         time.sleep(0.05)
-    assert "--ds-config ds_configs/zero2_2xl40s.json --phase 1" in launcher_log.read_text()
+    arguments = launcher_log.read_text()
+    assert "--ds-config ds_configs/zero2_2xl40s.json --phase 1" in arguments
+    # Else memory of lengths that differ in every micro-batch is cut to pieces.
+    assert arguments.split()[-1] == "expandable_segments:True"
     worker = int(worker_pid.read_text())
     script.terminate()
     assert script.wait(timeout=20) != 0

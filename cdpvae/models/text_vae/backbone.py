@@ -202,6 +202,8 @@ class Backbone(nn.Module):
         depth = len(model.layers)
         last = depth if isinstance(self.encoder_layer, str) else self.encoder_layer
         hidden = model.embed_tokens(text.ids)[None]
+        # One of them all is read, unless they are mixed: the others need not stay.
+        mixing = self.encoder_layer == "mix"
         states = [hidden[0]]
         position = model.rotary_emb(hidden, position_ids=packing.position_ids)
 
@@ -217,12 +219,12 @@ class Backbone(nn.Module):
                 hidden = checkpoint(run, layer, hidden, use_reentrant=False)
             else:
                 hidden = run(layer, hidden)
-            states.append(hidden[0])
+            states = [*states, hidden[0]] if mixing else [hidden[0]]
         # Only the Llama's own output is normalised; a numbered layer is taken as it is.
         if isinstance(self.encoder_layer, int):
-            return states[-1:]
+            return states
         states[-1] = model.norm(hidden)[0]
-        return states if self.encoder_layer == "mix" else states[-1:]
+        return states
 
     def decode(
         self, embeds_TD: Tensor, packing: Packing, prefixes: list[Prefix] | None = None

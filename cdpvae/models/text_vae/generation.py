@@ -50,7 +50,7 @@ def choose_token(
     temperature: divides the logits; 0 is greedy.
     top_p: keeps the smallest set of tokens whose probability reaches it (nucleus sampling,
         Holtzman et al. 2020).
-    generator: of the draw.
+    generator: of the draw, on any device.
 
     Raises ValueError outside temperature >= 0 and 0 < top_p <= 1.
     """
@@ -65,8 +65,10 @@ def choose_token(
     # A token stays while the mass before it is below top_p, so the most likely one always stays.
     before = sorted_p.cumsum(-1) - sorted_p
     sorted_p = sorted_p.masked_fill(before >= top_p, 0.0)
-    chosen = torch.multinomial(sorted_p, 1, generator=generator)
-    return order.gather(1, chosen).squeeze(1)
+    # A generator draws where it lives, which need not be where the model is.
+    place = sorted_p.device if generator is None else generator.device
+    chosen = torch.multinomial(sorted_p.to(place), 1, generator=generator)
+    return order.gather(1, chosen.to(order.device)).squeeze(1)
 
 
 @torch.no_grad()

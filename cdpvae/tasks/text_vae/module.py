@@ -50,6 +50,7 @@ def loss_inputs(model: LlamaSoftPromptVAE, batch: VAEBatch, output: ModelOutput)
         head_weight=model.backbone.head_weight,
         positions=output.decoded.positions[batch.target_positions],
         targets=batch.targets,
+        ignore_index=None,
         response=batch.response,
         special_ids=model.no_content_ids,
         z=output.z.flatten(1),

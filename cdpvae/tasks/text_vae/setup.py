@@ -37,7 +37,7 @@ from cdpvae.training.checkpoint import CheckpointManager
 from cdpvae.training.distributed import World, share_statistics
 from cdpvae.training.engine import build_engine, resolve_ds_config
 from cdpvae.training.loop import RunContext, Trainer
-from cdpvae.training.random_state import seed_everything
+from cdpvae.training.random_state import seed_everything, use_deterministic_algorithms
 from cdpvae.training.task import Direction, Evaluated, Observed, Stateful, Task
 from cdpvae.training.telemetry import Telemetry
 from cdpvae_kernels import describe
@@ -48,6 +48,7 @@ def build_trainer(settings: Settings, world: World) -> Trainer:
     training = settings.training
     if training.num_threads:
         torch.set_num_threads(training.num_threads)
+    use_deterministic_algorithms(training.deterministic)
     # Refuse what cannot run before anything is loaded.
     resolve_ds_config(training, world)
     _check_kernels(settings, world)

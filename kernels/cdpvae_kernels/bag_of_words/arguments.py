@@ -11,11 +11,14 @@ from cdpvae_kernels.common.checks import (
     check_range,
     check_tensor,
     has_values,
+    readable,
 )
 from cdpvae_kernels.common.dispatch import choose_name
 
 # The widest z of which a block of rows and its gradient fit in the registers of a GPU.
 WIDEST_ON_GPU = 256
+# What stands in the place of an id that no row holds; the implementations leave it out.
+IGNORED = -1
 
 
 def check(
@@ -24,18 +27,29 @@ def check(
     bias: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-) -> None:
-    """Raise ValueError for arguments of a loss that have a wrong shape, dtype or value.
+    ignore_index: int | None,
+) -> Tensor:
+    """Return the ids with IGNORED for those that are to be left out.
+
+    Raises ValueError for arguments of a loss that have a wrong shape, dtype or value.
 
     z (B, Z), weight (V, Z), bias (V,): float.
     ids (T,): int64 or int32, in [0, V).
     cu_seqlens (B+1,): int32.
+    ignore_index: an id that is left out; None for no such id.
     """
     check_packing(ids, cu_seqlens)
     check_tensor("z", z, (cu_seqlens.numel() - 1, "Z"), FLOATS)
     check_tensor("weight", weight, ("V", z.shape[1]), FLOATS)
     check_tensor("bias", bias, (weight.shape[0],), FLOATS)
-    check_range("ids", ids, 0, weight.shape[0])
+    if ignore_index is None:
+        check_range("ids", ids, 0, weight.shape[0])
+        return ids
+    # Marked, not taken out: how many are left would decide shapes, and a host would have to wait.
+    ignored = ids == ignore_index
+    if readable(ids):
+        check_range(f"ids (ignore_index={ignore_index})", ids[~ignored], 0, weight.shape[0])
+    return ids.masked_fill(ignored, IGNORED)
 
 
 def choose(

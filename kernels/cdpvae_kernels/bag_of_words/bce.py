@@ -19,6 +19,7 @@ def bow_bce(
     cu_seqlens: Tensor,
     *,
     reduction: str = "mean",
+    ignore_index: int | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """Compute the binary cross-entropy of logits z W^T + b against the *set* of each row's ids.
@@ -30,16 +31,17 @@ def bow_bce(
         negatives.
     cu_seqlens (B+1,): int32, where each row starts and the last one ends.
     reduction: "mean" or "sum", over rows and vocabulary. No rows give 0.
+    ignore_index: an id that no row is to hold, in any place; None where all ids count.
     impl: "reference", "tiled" or "triton"; None picks by device.
 
     Returns a scalar in nats, fp32 (fp64 if any of z, weight, bias is), and computes in that dtype.
     Differentiable once in z, weight and bias. On a GPU, where z and weight have one half precision,
-    d loss / d logits is rounded to it before it is multiplied with them; ids are not checked there
-    (`bow_bce` leaves those outside the vocabulary out).
+    d loss / d logits is rounded to it before it is multiplied with them; ids are not checked there:
+    those outside the vocabulary are left out.
     Raises ValueError for wrong shapes or dtypes, ids outside the vocabulary, another reduction, and
     for impl="triton" with Z above 256, which the reference computes.
     """
-    arguments.check(z, weight, bias, ids, cu_seqlens)
+    ids = arguments.check(z, weight, bias, ids, cu_seqlens, ignore_index)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r}; it must be 'mean' or 'sum'")
     name = arguments.choose("bow_bce", impl, z, weight, bias, ("reference", "tiled", "triton"))

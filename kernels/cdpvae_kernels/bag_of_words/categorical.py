@@ -18,6 +18,7 @@ def bow_categorical(
     ids: Tensor,
     cu_seqlens: Tensor,
     *,
+    ignore_index: int | None = None,
     impl: str | None = None,
 ) -> Tensor:
     """Average -log softmax(z W^T + b)[token] over each row's tokens, then over the rows.
@@ -27,13 +28,14 @@ def bow_categorical(
     bias (V,): float.
     ids (T,): int64 or int32, rows end to end; a repeated id counts each time.
     cu_seqlens (B+1,): int32, where each row starts and the last one ends.
+    ignore_index: an id that is no token, in any place; None where all ids count.
     impl: "reference" or "triton"; None picks by device.
 
     A row without tokens contributes 0, no rows give 0. Dtypes, gradients and errors as for
     `bow_bce`. Zhao et al. 2017, "Learning discourse-level diversity for neural dialog models", with
     the sum over tokens divided by their count.
     """
-    arguments.check(z, weight, bias, ids, cu_seqlens)
+    ids = arguments.check(z, weight, bias, ids, cu_seqlens, ignore_index)
     names = ("reference", "triton")
     if arguments.choose("bow_categorical", impl, z, weight, bias, names) == "reference":
         return reference.bow_categorical(z, weight, bias, ids, cu_seqlens)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cdpvae_kernels.bag_of_words.arguments import IGNORED
 from cdpvae_kernels.common.autograd import OperatorContext
 from cdpvae_kernels.common.packing import sequence_of
 from cdpvae_kernels.common.tiles import tile_bounds
@@ -151,7 +152,8 @@ def _tiles(operands: _Operands) -> Iterator[_Tile]:
     dtype = operands.dtype
     x = z.to(dtype)
     tokens = torch.arange(ids.numel())
-    cells = torch.unique(ids * num_rows + sequence_of(tokens, cu_seqlens))
+    cells = ids * num_rows + sequence_of(tokens, cu_seqlens)
+    cells = torch.unique(cells[ids != IGNORED])
     present, rows = cells // max(num_rows, 1), cells % max(num_rows, 1)
 
     # The fewer the rows, the wider a tile: its products should not be too small.

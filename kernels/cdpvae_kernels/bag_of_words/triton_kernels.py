@@ -41,6 +41,17 @@ BITS = tl.constexpr(32)
 
 
 @triton.jit
+def _is_token(token_id, vocab):
+    """Tell whether ids are in the vocabulary.
+
+    A negative one is to be ignored. No GPU's ids are checked: one that is too large must not be
+    read or written for either; under TRITON_DEBUG=1 it is an error.
+    """
+    tl.device_assert((token_id >= -1) & (token_id < vocab), "an id is outside the vocabulary")
+    return (token_id >= 0) & (token_id < vocab)
+
+
+@triton.jit
 def targets_kernel(
     ids_ptr,
     cu_seqlens_ptr,
@@ -57,8 +68,7 @@ def targets_kernel(
     inside = token < num_tokens
     row = sequence_of(tl.where(inside, token, 0), cu_seqlens_ptr, num_rows, 0, STEPS)
     token_id = tl.load(ids_ptr + token, mask=inside, other=0).to(tl.int64)
-    # A GPU's ids are not checked: one outside the vocabulary must not write outside the bits.
-    inside &= (token_id >= 0) & (token_id < vocab)
+    inside &= _is_token(token_id, vocab)
     bit = tl.full([BLOCK_T], 1, tl.int32) << (token_id % BITS).to(tl.int32)
     word = row.to(tl.int64) * num_words + token_id // BITS
     tl.atomic_or(bits_ptr + word, bit, mask=inside, sem="relaxed")
@@ -228,11 +238,16 @@ def bag_kernel(
     cu_seqlens_ptr,
     mean_weight_ptr,
     mean_logit_ptr,
+    counts_ptr,
+    vocab,
     width,
     BLOCK_Z: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """Average over a row's tokens their rows of the weight and their logits. Grid: rows."""
+    """Average over a row's tokens their rows of the weight and their logits, and count them.
+
+    Grid: rows.
+    """
     row = tl.program_id(0)
     latent = tl.arange(0, BLOCK_Z)
     used = latent < width
@@ -241,10 +256,12 @@ def bag_kernel(
     # Sums over the row's tokens, a block of them at a time.
     weights = tl.zeros([BLOCK_Z], tl.float32)
     bias = 0.0
+    count = 0
     for first in range(start, end, BLOCK_T):
         token = first + tl.arange(0, BLOCK_T)
-        inside = token < end
-        token_id = tl.load(ids_ptr + token, mask=inside, other=0).to(tl.int64)
+        token_id = tl.load(ids_ptr + token, mask=token < end, other=-1).to(tl.int64)
+        inside = _is_token(token_id, vocab)
+        count += tl.sum(inside.to(tl.int32), axis=0)
         rows = tl.load(
             weight_ptr + token_id[:, None] * width + latent[None, :],
             mask=inside[:, None] & used[None, :],
@@ -254,7 +271,8 @@ def bag_kernel(
         biases = tl.load(bias_ptr + token_id, mask=inside, other=0.0)
         bias += tl.sum(biases.to(tl.float32), axis=0)
     # A row without tokens has the mean 0.
-    length = tl.maximum(end - start, 1).to(tl.float32)
+    tl.store(counts_ptr + row, count)
+    length = tl.maximum(count, 1).to(tl.float32)
     weights /= length
     # The mean logit follows from the mean of the weight's rows.
     z = tl.load(z_ptr + row * width + latent, mask=used, other=0.0).to(tl.float32)
@@ -270,6 +288,7 @@ def cells_kernel(
     ids_ptr,
     cu_seqlens_ptr,
     lse_ptr,
+    counts_ptr,
     errors_ptr,
     num_tokens,
     num_rows,
@@ -286,12 +305,12 @@ def cells_kernel(
     Only the first of equal tokens writes, so no cell is written twice.
     """
     token = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    inside = token < num_tokens
     # Past the end the last token stands in, so that the block's rows stay together.
     row = sequence_of(tl.minimum(token, num_tokens - 1), cu_seqlens_ptr, num_rows, 0, STEPS)
     start = tl.load(cu_seqlens_ptr + row)
     end = tl.load(cu_seqlens_ptr + row + 1)
-    token_id = tl.load(ids_ptr + token, mask=inside, other=0).to(tl.int64)
+    token_id = tl.load(ids_ptr + token, mask=token < num_tokens, other=-1).to(tl.int64)
+    inside = _is_token(token_id, vocab)
     # How often each token occurs in its row, and how often before itself.
     count = tl.zeros([BLOCK_T], tl.int32)
     earlier = tl.zeros([BLOCK_T], tl.int32)
@@ -312,7 +331,9 @@ def cells_kernel(
     bias = tl.load(bias_ptr + token_id, mask=inside, other=0.0).to(tl.float32)
     logit = tl.sum(z.to(tl.float32) * weight.to(tl.float32), axis=1) + bias
     p = tl.exp2((logit - tl.load(lse_ptr + row)) * LOG2_E)
-    error = p - count.to(tl.float32) / (end - start).to(tl.float32)
+    # A token that counts is one of at least 1; the others write nothing.
+    length = tl.maximum(tl.load(counts_ptr + row), 1)
+    error = p - count.to(tl.float32) / length.to(tl.float32)
     cell = row.to(tl.int64) * vocab + token_id
     error = (error * LIFT).to(errors_ptr.dtype.element_ty)
     tl.store(errors_ptr + cell, error, mask=inside & (earlier == 0))

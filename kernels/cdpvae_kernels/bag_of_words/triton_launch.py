@@ -84,9 +84,9 @@ def categorical(
     if z.shape[0] == 0:
         return _of_no_rows(z, weight, want_z, want_head)
     head = Head.of(z, weight, bias)
-    mean_weight, mean_logit = launch_bag(head, ids, cu_seqlens, configs)
+    mean_weight, mean_logit, counts = launch_bag(head, ids, cu_seqlens, configs)
     lse = torch.logsumexp(launch_log_sum_exp(head, configs), dim=0)
-    has_tokens = cu_seqlens.diff() > 0
+    has_tokens = counts > 0
     loss = torch.where(has_tokens, lse - mean_logit, 0.0).sum()
     if not (want_z or want_head):
         return Sums(loss, None, None)
@@ -96,7 +96,7 @@ def categorical(
     lse = torch.where(has_tokens, lse, float("inf"))
     _, grad_z, errors = launch_errors(head, None, lse, want_z, want_head, configs)
     if errors is not None:
-        launch_cells(head, ids, cu_seqlens, lse, errors, configs)
+        launch_cells(head, ids, cu_seqlens, lse, counts, errors, configs)
     if grad_z is not None:
         grad_z.sub_(mean_weight)
     return Sums(loss, grad_z, errors)
@@ -275,19 +275,22 @@ def launch_errors(
 
 def launch_bag(
     head: Head, ids: Tensor, cu_seqlens: Tensor, configs: Configs
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32.
 
     head: the operands.
     ids (T,): int64 or int32.
     cu_seqlens (B+1,): int32.
+    The third tensor (B,) int32 counts them: ids outside the vocabulary are none.
+
     """
-    num_rows, _, width = head.sizes
+    num_rows, vocab, width = head.sizes
     # One program a row: a row's tokens are summed in one order.
     mean_weight, mean_logit = head.empty(num_rows, width), head.empty(num_rows)
     config = configuration("bow.bag", ids.device, configs)
     kernels.bag_kernel[(num_rows,)](
         *head,
+    counts = head.empty(num_rows, dtype=torch.int32)
         ids.contiguous(),
         cu_seqlens.contiguous(),
         mean_weight,
@@ -295,8 +298,10 @@ def launch_bag(
         width,
         BLOCK_Z=_block_z(width),
         **config,
+        counts,
+        vocab,
     )
-    return mean_weight, mean_logit
+    return mean_weight, mean_logit, counts
 
 
 def launch_cells(
@@ -307,6 +312,7 @@ def launch_cells(
     errors: Tensor,
     configs: Configs,
 ) -> None:
+    counts: Tensor,
     """Overwrite the categorical errors at each row's own tokens, where the targets count.
 
     head: the operands.
@@ -316,6 +322,7 @@ def launch_cells(
     errors (B, V): written at the tokens.
     """
     # No token changes no error: a grid of no programs cannot be launched.
+    counts (B,): int32, as `launch_bag` gives them.
     if ids.numel() == 0:
         return
     num_rows, vocab, width = head.sizes
@@ -328,6 +335,7 @@ def launch_cells(
         errors,
         ids.numel(),
         num_rows,
+        counts,
         vocab,
         width,
         STEPS=search_steps(num_rows),

@@ -77,7 +77,7 @@ def _specialization(
         **dict.fromkeys(("z_ptr", "errors_ptr"), POINTERS[z]),
         **dict.fromkeys(head, POINTERS[weight]),
         **dict.fromkeys(fp32, "*fp32"),
-        **{"ids_ptr": "*i64", "cu_seqlens_ptr": "*i32", "bits_ptr": "*i32"},
+        **{"ids_ptr": "*i64", "cu_seqlens_ptr": "*i32", "bits_ptr": "*i32", "counts_ptr": "*i32"},
     }
     constants: dict[str, Any] = {
         "BLOCK_Z": USUAL_WIDTH,
@@ -177,7 +177,7 @@ def _token_tunables(shapes: Shapes, device: torch.device, dtype: torch.dtype) ->
     # A problem of eight rows, and what the kernels before these would have made of it.
     num_rows = 8
     head, ids, cu_seqlens = _random_problem(shapes, device, num_rows, dtype)
-    lse = torch.zeros(num_rows, device=device)
+    lse, counts = torch.zeros(num_rows, device=device), cu_seqlens.diff()
     errors = torch.zeros(num_rows, shapes.vocab, dtype=dtype, device=device)
 
     # Small programs: each reads a handful of tokens.
@@ -199,7 +199,9 @@ def _token_tunables(shapes: Shapes, device: torch.device, dtype: torch.dtype) ->
         Tunable(
             "bow.cells",
             {"BLOCK_T": (16, 32, 64), **blocks},
-            lambda config: launch_cells(head, ids, cu_seqlens, lse, errors, {"bow.cells": config}),
+            lambda config: launch_cells(
+                head, ids, cu_seqlens, lse, counts, errors, {"bow.cells": config}
+            ),
             2 * gathered,
         ),
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -54,6 +55,12 @@ def choose_name(
         )
     if impl == "triton":
         _check_triton(op, device, dtype, fits)
+    # Shapes alone (meta) are propagated by any of them.
+    if impl == "tiled" and device.type not in ("cpu", "meta"):
+        raise ValueError(
+            f"impl='tiled': {op} got tensors on {device}; tiles are cut for a CPU's cache, pass "
+            "None to pick by device"
+        )
     return impl
 
 
@@ -89,12 +96,16 @@ def describe(impl: str | None, device: torch.device) -> str:
 def from_triton(operation: str, function: str) -> Callable[..., Any]:
     """Return a stand-in for `<operation>.triton_launch.<function>`.
 
-    The file, and Triton with it, is imported when the stand-in is first called.
+    The file, and Triton with it, is imported when the stand-in is first called. The device of the
+    tensors is the current one meanwhile: Triton launches on the current one, wherever they are.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         loaded = importlib.import_module(f"cdpvae_kernels.{operation}.triton_launch")
-        return getattr(loaded, function)(*args, **kwargs)
+        gpus = (a.device for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda")
+        device = next(gpus, None)
+        with nullcontext() if device is None else torch.cuda.device(device):
+            return getattr(loaded, function)(*args, **kwargs)
 
     return call
 

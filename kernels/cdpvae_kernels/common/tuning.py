@@ -43,6 +43,7 @@ class Specialization:
     hot: spills are not accepted.
     options: those of the compiler that no configuration sets.
     """
+    keeps_nan: an instruction that its PTX must hold, without which NaN would become a number.
 
     kernel: Any
     config: str
@@ -52,6 +53,7 @@ class Specialization:
     hot: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
+    keeps_nan: str | None = None
 
 @dataclass(frozen=True)
 class Shapes:

@@ -4,9 +4,9 @@ An implementation is a function
 
     linear_cross_entropy(hidden, weight, targets, positions, scale, options) -> Losses
 
-of hidden (T, D), weight (V, D), targets (M,) int64, all valid, positions (M,) int64 or None for the
-first M positions in order, scale () = 1 / divisor, and `Options`. The public function has checked
-all of them.
+of hidden (T, D), weight (V, D), targets (M,) int64, positions (M,) int64 or None for the first M
+positions in order, scale () = 1 / divisor, and `Options`. The public function has checked all of
+them. All targets are valid, unless `Options.ignores` says otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+# The target of a position that counts nothing, where `Options.ignores` is set.
+IGNORED = -1
 
 
 class Options(NamedTuple):
@@ -27,6 +31,7 @@ class Options(NamedTuple):
     softcap: the logits become softcap * tanh(logits / softcap); None leaves them as they are.
     want_hidden: whether to compute the gradient of the hidden states.
     want_weight: whether to compute the gradient of the weight.
+    ignores: whether targets may be IGNORED; loss, lse and gradients of such a position are 0.
     """
 
     chunk_bytes: int | None = None
@@ -34,6 +39,7 @@ class Options(NamedTuple):
     softcap: float | None = None
     want_hidden: bool = False
     want_weight: bool = False
+    ignores: bool = False
 
 
 class Losses(NamedTuple):

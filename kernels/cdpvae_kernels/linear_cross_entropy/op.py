@@ -31,7 +31,7 @@ from cdpvae_kernels.common.dispatch import choose_name, from_triton
 from cdpvae_kernels.common.matmul import accumulation_dtype
 from cdpvae_kernels.common.renamed import given_under_either_name
 from cdpvae_kernels.linear_cross_entropy import reference, tiled
-from cdpvae_kernels.linear_cross_entropy.interface import Options
+from cdpvae_kernels.linear_cross_entropy.interface import IGNORED, Options
 
 # How messages, the table of implementations and the folder call the operation.
 _NAME = "linear_cross_entropy"
@@ -132,11 +132,17 @@ def linear_cross_entropy(
     _check_settings(chunk_bytes, z_loss, softcap)
     name = choose_name(_NAME, impl, hidden.device, _IMPLEMENTATIONS, hidden.dtype)
 
-    # Leave out the positions that are not valid, so that their logits are never computed.
-    kept = _valid_positions(targets, ignore_index)
+    # Leave out the positions that are not valid, so that their logits are never computed. A traced
+    # graph has no values to choose by: there all stay, and the implementation zeroes some.
+    ignores = ignore_index is not None and not has_values(targets)
     num_positions = targets.numel()
-    if kept is not None:
-        targets = targets.index_select(0, kept)
+    num_valid: int | Tensor = num_positions
+    kept = None
+    if ignores:
+        ignored = targets == ignore_index
+        targets, num_valid = targets.masked_fill(ignored, IGNORED), (~ignored).sum()
+    elif (kept := _valid_positions(targets, ignore_index)) is not None:
+        targets, num_valid = targets.index_select(0, kept), kept.numel()
         positions = kept if positions is None else positions.index_select(0, kept)
 
     # Compute the loss, and beside it the gradients that will be asked for.
@@ -147,9 +153,9 @@ def linear_cross_entropy(
         weight,
         targets.to(torch.int64),
         None if positions is None else positions.to(torch.int64),
-        _scale(divisor, targets.numel(), hidden),
+        _scale(divisor, num_valid, hidden),
         name,
-        *Options(chunk_bytes, z_loss, softcap, *wanted),
+        *Options(chunk_bytes, z_loss, softcap, *wanted, ignores),
     )
     if not return_stats:
         return loss
@@ -170,12 +176,13 @@ def _operator(
     softcap: float | None,
     want_hidden: bool,
     want_weight: bool,
+    ignores: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compute loss (), nll (M,), lse (M,) and the gradients at the positions and of the weight.
 
     They are (M, D) and (V, D). One that is not wanted is empty: an operator cannot return None.
     """
-    options = Options(chunk_bytes, z_loss, softcap, want_hidden, want_weight)
+    options = Options(chunk_bytes, z_loss, softcap, want_hidden, want_weight, ignores)
     nll, lse, grad_positions, grad_weight = _IMPLEMENTATIONS[impl](
         hidden, weight, targets, positions, scale, options
     )
@@ -294,19 +301,20 @@ def _check_settings(chunk_bytes: int | None, z_loss: float, softcap: float | Non
 
 
 def _valid_positions(targets: Tensor, ignore_index: int | None) -> Tensor | None:
-    """Return the indices (M,) of the valid targets, or None when all of them are valid.
-
-    Without data (shape propagation) how many are valid is unknown: all are taken.
-    """
-    if ignore_index is None or not has_values(targets):
+    """Return the indices (M,) of the valid targets, or None when all of them are valid."""
+    if ignore_index is None:
         return None
     # On a GPU the host waits here: how many are valid decides the shapes of all that follows.
     kept = (targets != ignore_index).nonzero().squeeze(1)
     return None if kept.numel() == targets.numel() else kept
 
 
-def _scale(divisor: float | Tensor | None, num_valid: int, hidden: Tensor) -> Tensor:
+def _scale(divisor: float | Tensor | None, num_valid: int | Tensor, hidden: Tensor) -> Tensor:
     """Return 1 / divisor as a 0-d tensor, and 0 where nothing is valid (0 / 0 would be NaN)."""
+    # In a traced graph the number of valid targets is a tensor: it stays where it is.
+    if isinstance(num_valid, Tensor):
+        scale = _scale(num_valid if divisor is None else divisor, 1, hidden)
+        return torch.where(num_valid > 0, scale, torch.zeros_like(scale))
     # A divisor on the device stays there: reading it would make the host wait.
     if isinstance(divisor, Tensor):
         if divisor.dim() != 0:

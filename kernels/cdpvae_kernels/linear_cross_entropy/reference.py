@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cdpvae_kernels.common.matmul import accumulate, accumulation_dtype, matmul, operand
-from cdpvae_kernels.linear_cross_entropy.interface import Losses, Options
+from cdpvae_kernels.linear_cross_entropy.interface import IGNORED, Losses, Options
 
 # Logits held at a time. On a CPU a chunk should stay in the last-level cache; a GPU needs some
 # thousand positions to fill its multiprocessors.
@@ -29,7 +29,7 @@ def linear_cross_entropy(
     The gradients are computed beside the loss, while a chunk's probabilities are at hand.
 
     hidden (T, D), weight (V, D): as the public function takes them.
-    targets (M,): all valid.
+    targets (M,): valid, or IGNORED where the options say that some are.
     positions (M,): where in `hidden` each target is predicted; None for the first M positions.
     scale (): 1 / divisor.
     options: see `Options`.
@@ -51,8 +51,18 @@ def linear_cross_entropy(
         chunk = slice(start, min(start + chunk_positions, num_valid))
         x = hidden[chunk] if positions is None else hidden.index_select(0, positions[chunk])
         x = operand(x)
+        of_chunk, ignored = targets[chunk], None
+        if options.ignores:
+            # Zeros and any token stand in, whatever was there; what comes of them is overwritten.
+            ignored = of_chunk == IGNORED
+            of_chunk = of_chunk.masked_fill(ignored, 0)
+            x = x.masked_fill(ignored.unsqueeze(1), 0.0)
         logits = matmul(x, head.t(), out=buffer[: x.shape[0]])
-        nll[chunk], lse[chunk], error = _losses_of_chunk(logits, targets[chunk], options)
+        nll[chunk], lse[chunk], error = _losses_of_chunk(logits, of_chunk, options)
+        if ignored is not None:
+            nll[chunk].masked_fill_(ignored, 0.0)
+            lse[chunk].masked_fill_(ignored, 0.0)
+            error = None if error is None else error.masked_fill_(ignored.unsqueeze(1), 0.0)
         if error is None:
             continue
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from cdpvae_kernels.common.matmul import accumulation_dtype
 from cdpvae_kernels.common.tiles import tile_bounds
 from cdpvae_kernels.linear_cross_entropy import reference
-from cdpvae_kernels.linear_cross_entropy.interface import Losses, Options
+from cdpvae_kernels.linear_cross_entropy.interface import IGNORED, Losses, Options
 
 # A tile of 16 MB of fp32: measured on two cores with 512 to 2,048 positions and 2,048 to 4,096
 # columns.
@@ -49,6 +49,8 @@ def linear_cross_entropy(
     """
     if options.softcap is not None or options.want_weight:
         return reference.linear_cross_entropy(hidden, weight, targets, positions, scale, options)
+    if options.ignores:
+        return _without_ignored(hidden, weight, targets, positions, scale, options)
 
     # Make room for the results and for one tile of logits.
     dtype, num_valid = accumulation_dtype(hidden.dtype), targets.numel()
@@ -90,6 +92,40 @@ def linear_cross_entropy(
             if grad_positions is not None and redone.grad_positions is not None:
                 grad_positions[places] = redone.grad_positions
     return Losses(nll, lse, grad_positions, None)
+
+
+def _without_ignored(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    positions: Tensor | None,
+    scale: Tensor,
+    options: Options,
+) -> Losses:
+    """Compute the positions that count, with the bits they have alone; the others get zeros.
+
+    Arguments as for `linear_cross_entropy`. The operator is called with data, whatever traced it,
+    so that on a CPU the positions can be looked at.
+    """
+    kept = (targets != IGNORED).nonzero().squeeze(1)
+    found = linear_cross_entropy(
+        hidden,
+        weight,
+        targets.index_select(0, kept),
+        kept if positions is None else positions.index_select(0, kept),
+        scale,
+        options._replace(ignores=False),
+    )
+
+    # Back to their places among all.
+    def spread(values: Tensor) -> Tensor:
+        shape = (targets.numel(), *values.shape[1:])
+        return values.new_zeros(shape).index_copy_(0, kept, values)
+
+    grad = found.grad_positions
+    return Losses(
+        spread(found.nll), spread(found.lse), None if grad is None else spread(grad), None
+    )
 
 
 def _tile(

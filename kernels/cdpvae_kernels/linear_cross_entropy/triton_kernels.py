@@ -51,12 +51,25 @@ def _capped(raw, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
-def _gaps(logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP: tl.constexpr):
+def _gaps(
+    logits_ptr,
+    columns,
+    vocab,
+    target,
+    target_logit,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+    IGNORES: tl.constexpr,
+):
     """Return z_v - z_y and the slope of the soft cap; -inf at the target and past the end."""
     inside = columns < vocab
-    raw = tl.load(logits_ptr + columns, mask=inside, other=0.0)
+    counts = inside
+    # An ignored position reads no logit and has no other token: its e and their sum are 0.
+    if IGNORES:
+        counts = inside & (target >= 0)
+    raw = tl.load(logits_ptr + columns, mask=counts, other=0.0)
     logit, slope = _capped(raw, softcap, HAS_SOFTCAP)
-    others = inside & (columns != target)
+    others = counts & (columns != target)
     return tl.where(others, logit - target_logit, float("-inf")), slope, inside
 
 
@@ -73,12 +86,14 @@ def rows_kernel(
     z_loss,
     softcap,
     HAS_SOFTCAP: tl.constexpr,
+    IGNORES: tl.constexpr,
     STORE_EXPS: tl.constexpr,
     NARROW: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     """Turn logits into e, losses and coefficients. Grid: rows.
 
+    IGNORES: a target may be negative; then e, nll, lse and the coefficient of W_y are 0.
     NARROW: the exponents of `exps` are too few for e relative to the target's own logit.
     """
     row = tl.program_id(0).to(tl.int64)
@@ -86,7 +101,13 @@ def rows_kernel(
     exps_ptr += row * vocab
     target = tl.load(targets_ptr + row)
     # The reference of all exponents: the target's own logit.
-    target_logit, target_slope = _capped(tl.load(logits_ptr + target), softcap, HAS_SOFTCAP)
+    tl.device_assert(target < vocab, "a target is outside the vocabulary")
+    if IGNORES:
+        raw = tl.load(logits_ptr + target, mask=target >= 0, other=0.0)
+    else:
+        tl.device_assert(target >= 0, "a target is negative")
+        raw = tl.load(logits_ptr + target)
+    target_logit, target_slope = _capped(raw, softcap, HAS_SOFTCAP)
     offsets = tl.arange(0, BLOCK_V)
     sums = tl.zeros([BLOCK_V], tl.float32)
     # The first pass, in which no exponent exceeds LARGEST_GAP.
@@ -94,10 +115,13 @@ def rows_kernel(
     for start in range(0, vocab, BLOCK_V):
         columns = start + offsets
         gap, slope, inside = _gaps(
-            logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP
+            logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP, IGNORES
         )
         peaks = tl.maximum(peaks, gap)
-        exp = tl.exp2(tl.minimum(gap, LARGEST_GAP) * LOG2_E)
+        # A GPU's minimum of NaN and a number is the number: a row of NaN would get a finite loss.
+        # The peak may drop NaN, since the sum carries it.
+        bounded = tl.minimum(gap, LARGEST_GAP, propagate_nan=tl.PropagateNan.ALL)
+        exp = tl.exp2(bounded * LOG2_E)
         sums += exp
         if STORE_EXPS and not NARROW:
             tl.store(exps_ptr + columns, (exp * slope).to(exps_ptr.dtype.element_ty), mask=inside)
@@ -112,7 +136,7 @@ def rows_kernel(
         for start in range(0, vocab, BLOCK_V):
             columns = start + offsets
             gap, slope, inside = _gaps(
-                logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP
+                logits_ptr, columns, vocab, target, target_logit, softcap, HAS_SOFTCAP, IGNORES
             )
             exp = tl.exp2((gap - shift) * LOG2_E)
             sums += exp
@@ -178,8 +202,9 @@ def finish_kernel(
     columns = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     inside = columns < width
     target = tl.load(targets_ptr + row).to(tl.int64)
-    # The target's row of the head, and the sum over all other rows.
-    of_y = tl.load(weight_ptr + target * width + columns, mask=inside, other=0.0).to(tl.float32)
+    # The target's row of the head, and the sum over all other rows. An ignored position has none.
+    of_y = tl.load(weight_ptr + target * width + columns, mask=inside & (target >= 0), other=0.0)
+    of_y = of_y.to(tl.float32)
     product = tl.load(product_ptr + row * width + columns, mask=inside, other=0.0)
     others = tl.load(others_ptr + row)
     grad = product * others + of_y * tl.load(target_coefficient_ptr + row)

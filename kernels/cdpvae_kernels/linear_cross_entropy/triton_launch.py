@@ -14,7 +14,7 @@ from torch import Tensor
 from cdpvae_kernels.common.launch_configs import LaunchConfig
 from cdpvae_kernels.common.matmul import accumulate, accumulation_dtype, matmul, operand
 from cdpvae_kernels.common.runtime import configuration
-from cdpvae_kernels.linear_cross_entropy.interface import Losses, Options
+from cdpvae_kernels.linear_cross_entropy.interface import IGNORED, Losses, Options
 from cdpvae_kernels.linear_cross_entropy.triton_kernels import (
     error_kernel,
     finish_kernel,
@@ -59,7 +59,9 @@ def linear_cross_entropy(
     """
     # Make room for the results.
     num_valid, (vocab, width), device = targets.numel(), weight.shape, hidden.device
-    head, dtype = operand(weight).contiguous(), accumulation_dtype(hidden.dtype)
+    # The kernels read both with a stride of 1, whatever views the caller handed over.
+    head, targets = operand(weight).contiguous(), targets.contiguous()
+    dtype = accumulation_dtype(hidden.dtype)
     exps_dtype = head.dtype if head.device.type == "cuda" else hidden.dtype
     scale = scale.to(device=device, dtype=dtype)
     nll, lse, others, target = (
@@ -83,6 +85,9 @@ def linear_cross_entropy(
         size = chunk.stop - chunk.start
         x = hidden[chunk] if positions is None else hidden.index_select(0, positions[chunk])
         x = operand(x)
+        if options.ignores and options.want_weight:
+            # Their e is 0, but 0 x NaN would still reach the weight's gradient.
+            x = x.masked_fill((targets[chunk] == IGNORED).unsqueeze(1), 0.0)
         matmul(x, head.t(), out=logits[:size])
         of_chunk = Coefficients(targets[chunk], others[chunk], target[chunk])
         launch_rows(logits[:size], exps, of_chunk, nll[chunk], lse[chunk], options, configs)
@@ -142,6 +147,7 @@ def launch_rows(
         float(options.z_loss),
         1.0 if options.softcap is None else float(options.softcap),
         HAS_SOFTCAP=options.softcap is not None,
+        IGNORES=options.ignores,
         STORE_EXPS=exps.numel() > 0,
         NARROW=exps.dtype == torch.float16,
         **configuration(f"{OP}.rows", logits.device, configs, BLOCK_V=vocab),

@@ -22,6 +22,9 @@ from cdpvae_kernels.linear_cross_entropy.triton_launch import (
     launch_rows,
 )
 
+# A minimum that is NaN where one of its operands is.
+KEEPS_NAN = "min.NaN.f32"
+
 
 def specializations() -> dict[str, Specialization]:
     """Describe the kernels for V=128256, D=4096 with bf16 operands.
@@ -50,8 +53,14 @@ def specializations() -> dict[str, Specialization]:
                 "z_loss": "fp32",
                 "softcap": "fp32",
             },
-            {"HAS_SOFTCAP": softcap, "STORE_EXPS": True, "NARROW": dtype == torch.float16},
+            {
+                "HAS_SOFTCAP": softcap,
+                "IGNORES": softcap,
+                "STORE_EXPS": True,
+                "NARROW": dtype == torch.float16,
+            },
             ("logits_ptr", "exps_ptr", "vocab"),
+            keeps_nan=KEEPS_NAN,
         )
 
     # The two kernels of the gradients.

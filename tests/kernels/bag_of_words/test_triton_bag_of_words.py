@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cdpvae_kernels import bow_bce, bow_categorical
 from cdpvae_kernels.bag_of_words import triton_launch as kernels
 from cdpvae_kernels.common import runtime
-from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
+from support.triton import DEVICE, DTYPES, minima_of_a_gpu, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 # Two blocks of 64 and a ragged third.
@@ -178,6 +178,19 @@ def test_errors_too_small_for_fp16_are_kept(z_dtype):
         assert (ours.double() - want).norm() <= 4 * torch.finfo(ours.dtype).eps * want.norm()
 
 
+@pytest.mark.usefixtures("minima_of_a_gpu")
+@pytest.mark.filterwarnings("ignore:All-NaN")  # the interpreter's largest of a row of NaN
+@each_loss
+@pytest.mark.parametrize("bad", [0, 1], ids=["z", "weight"])
+def test_nan_stays_nan(name, bad):
+    operands, rows = problem(4, 5)
+    with torch.no_grad():
+        # The second row of z; a token of the head that no row holds.
+        operands[bad][1 if bad == 0 else V - 2] = float("nan")
+    loss, *grads = computed(name, operands, rows)
+    assert loss.isnan() and all(grad.isnan().any() for grad in grads)
+
+
 @each_loss
 def test_twice_the_same_bits(name):
     operands, rows = problem(18, 20)
@@ -296,12 +309,13 @@ def test_neither_logits_nor_a_multi_hot_target_are_made(name):
     assert sums.errors.shape == (batch, V) and sums.errors.dtype == HALF
 
 
-def test_an_id_outside_the_vocabulary_writes_nowhere():
-    """On a GPU nobody checks: it must be left out, not set a bit of the next row."""
-    (z, weight, bias), _ = problem(2, 5)
-    inside, outside = ([[1, 2], [3]], [[1, V, 2, -1, V + 33], [3]])
-    losses = [kernels.bce(z, weight, bias, *pack(r), False, False).loss for r in (inside, outside)]
-    assert torch.equal(*losses)
+@pytest.mark.parametrize("launch", [kernels.bce, kernels.categorical])
+def test_an_id_outside_the_vocabulary_writes_nowhere(launch):
+    """On a GPU nobody checks: it must be left out, not set a bit or an error of the next row."""
+    (z, weight, bias), _ = problem(3, 5)
+    inside, outside = ([[1, 2], [3], []], [[1, V, 2, -1, V + 33], [3], [V, -1]])
+    found = [launch(z, weight, bias, *pack(rows), True, True) for rows in (inside, outside)]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @each_loss

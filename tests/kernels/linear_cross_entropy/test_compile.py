@@ -1,8 +1,10 @@
 """torch.compile sees the reconstruction loss as one operator, forward and backward."""
 
+import pytest
 import torch
 
 from cdpvae_kernels import linear_cross_entropy
+from support.triton import DEVICE
 
 
 def test_one_node_without_a_graph_break():
@@ -63,3 +65,53 @@ def test_a_second_derivative_is_refused():
         assert "scaled_gradient" in str(error)
     else:
         raise AssertionError("a second derivative was returned")
+
+
+# Every, some and no position counts; -1 is what the operator itself marks with, 3 is a token.
+@pytest.mark.parametrize("impl", ["reference", "tiled", "triton"])
+@pytest.mark.parametrize("divisor", [None, 7.0])
+@pytest.mark.parametrize("ignore_index, ignored", [(-100, []), (-100, [0, 3]), (-1, [3]), (3, [4])])
+def test_ignored_targets_stay_ignored_in_a_compiled_function(impl, divisor, ignore_index, ignored):
+    if impl == "tiled" and DEVICE.type != "cpu":
+        pytest.skip("tiles are for CPUs")
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 16, device=DEVICE)
+    weight = torch.randn(33, 16, device=DEVICE)
+    targets = torch.randint(4, 33, (6,), device=DEVICE)
+    targets[ignored] = ignore_index
+    # What an ignored position holds must not matter, not even in the weight's gradient.
+    hidden[ignored] = float("nan")
+
+    def loss_of(hidden, weight, targets):
+        return linear_cross_entropy(
+            hidden,
+            weight,
+            targets,
+            ignore_index=ignore_index,
+            divisor=divisor,
+            z_loss=0.1,
+            softcap=None if impl == "tiled" else 5.0,
+            return_stats=True,
+            impl=impl,
+        )
+
+    # Each case is a graph of its own: torch gives up after eight of one function.
+    torch.compiler.reset()
+    results = []
+    for run in (loss_of, torch.compile(loss_of, backend="aot_eager", fullgraph=True)):
+        inputs = hidden.clone().requires_grad_(), weight.clone().requires_grad_(impl != "tiled")
+        loss, stats = run(*inputs, targets)
+        wanted = [x for x in inputs if x.requires_grad]
+        results.append((loss.detach(), *stats, *torch.autograd.grad(loss, wanted)))
+    # The weight's gradient adds rows of zeros where eager has none.
+    for plain, compiled in zip(*results, strict=True):
+        assert plain.isfinite().all()
+        torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_nothing_but_ignored_targets_is_zero_in_a_compiled_function():
+    hidden, weight = torch.randn(4, 6, requires_grad=True), torch.randn(11, 6)
+    compiled = torch.compile(linear_cross_entropy, backend="aot_eager", fullgraph=True)
+    loss = compiled(hidden, weight, torch.full((4,), -100))
+    loss.backward()
+    assert loss == 0 and torch.equal(hidden.grad, torch.zeros_like(hidden))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from cdpvae_kernels import linear_cross_entropy
 from cdpvae_kernels.common import runtime
-from support.triton import DEVICE, DTYPES, poisoned  # noqa: F401
+from support.triton import DEVICE, DTYPES, minima_of_a_gpu, poisoned  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 # V is two blocks and a ragged third, D one block and a ragged second.
@@ -148,6 +148,28 @@ def margin_problem(margin, dtype):
     return hidden, weight, targets.to(DEVICE)
 
 
+# All of a row, the target's logit alone, another one's alone; a row of infinite logits is NaN too.
+@pytest.mark.usefixtures("minima_of_a_gpu")
+@pytest.mark.parametrize("bad", ["hidden", "target", "other", "infinite"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nan_stays_nan(dtype, bad):
+    hidden, weight, targets = (x.detach().clone() for x in problem(dtype))
+    if bad in ("hidden", "infinite"):
+        hidden[4] = float("nan") if bad == "hidden" else float("inf")
+    else:
+        # A token that no other position has as its target.
+        column = int(targets[4]) if bad == "target" else next(
+            v for v in range(V) if v not in targets.tolist()
+        )
+        weight[column] = float("nan")
+    loss, nll, lse, *grads = computed(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    assert loss.isnan() and nll[4].isnan() and lse[4].isnan()
+    assert all(grad.isnan().any() for grad in grads)
+    if bad in ("hidden", "infinite"):
+        others = [row for row in range(T) if row != 4]
+        assert nll[others].isfinite().all() and grads[0][others].isfinite().all()
+
+
 # p(target) from 0.5 to beyond 1 - 1e-6, and 20 to 200 nats wrong: past 64 the row is read again.
 @pytest.mark.parametrize("margin", [5.0, 11.0, 18.0, 25.0, -20.0, -63.0, -65.0, -100.0, -200.0])
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -209,6 +231,17 @@ def test_positions_select_and_repeat(positions):
     positions = torch.tensor(positions, device=DEVICE)
     targets = torch.arange(len(positions), device=DEVICE)
     assert_as_good_as_torch(hidden, weight, targets, positions=positions, ignore_index=None)
+
+
+def test_views_with_strides_count_as_what_they_show():
+    hidden, weight, targets = problem()
+    # Every second of twice as many: the numbers between belong to no position.
+    spread = torch.stack((targets, (targets + 1) % V), dim=1).flatten()[::2]
+    transposed = [x.detach().T.contiguous().T.requires_grad_() for x in (hidden, weight)]
+    assert_as_good_as_torch(*transposed, spread, ignore_index=None)
+    positions = torch.arange(2 * T, device=DEVICE)[: 2 * T : 2] // 2
+    twice = torch.stack((positions, positions * 0), dim=1).flatten()[::2]
+    assert_as_good_as_torch(*transposed, spread, positions=twice, ignore_index=None)
 
 
 def test_only_what_is_wanted_is_computed():

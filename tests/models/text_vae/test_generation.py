@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cdpvae.batch import PackedText
@@ -132,3 +133,25 @@ def test_z_of_the_wrong_shape(make_model):
         make_model().generate(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="z=None"):
         make_model().generate(None)
+
+
+def test_a_generator_draws_on_its_own_device(monkeypatch):
+    """A model on a GPU takes a CPU's generator too; torch draws only where the generator lives."""
+    drawn_on = []
+
+    def multinomial(probabilities, samples, generator):
+        drawn_on.append(probabilities.device)
+        return probabilities.new_zeros(len(probabilities), samples, dtype=torch.int64)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    with FakeTensorMode():
+        token = choose_token(torch.empty(2, 7, device="cuda:0"), 1.0, 1.0, torch.Generator())
+    assert drawn_on == [torch.device("cpu")] and token.device.type == "cuda"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to draw on")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_any_generator_draws_for_a_gpu(device):
+    generator = torch.Generator(device).manual_seed(3)
+    token = choose_token(torch.zeros(2, 7, device="cuda"), 1.0, 1.0, generator)
+    assert token.device.type == "cuda" and 0 <= int(token.min()) <= int(token.max()) < 7

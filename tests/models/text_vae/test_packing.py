@@ -5,6 +5,8 @@ The whole model under every attention backend; those that need a GPU are stood i
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -223,3 +225,24 @@ def test_a_mask_beside_packing_is_refused(make_model):
     q = torch.zeros(1, 4, 3, 8)
     with pytest.raises(ValueError, match="attention_mask"):
         packed_attention(None, q, q, q, torch.ones(1, 3), 1.0)
+
+
+@pytest.mark.parametrize(("layer", "alive"), [("last", 1), (2, 1), ("mix", 3)])
+def test_hidden_states_that_nothing_reads_are_freed(make_model, batch, layer, alive):
+    """Before the last layer its input is alive; for `mix` so is every state before it."""
+    model = make_model(encoder_layer=layer)
+    text = batch.instruction
+    packing = Packing.of(text.cu_seqlens, text.ids.numel(), text.max_len)
+    layers = model.backbone.llama.model.layers
+    shape, found = (text.ids.numel(), model.backbone.config.hidden_size), []
+
+    def count(*_):
+        gc.collect()
+        states = (x for x in gc.get_objects() if type(x) is torch.Tensor and x.is_floating_point())
+        places = {x.data_ptr() for x in states if tuple(x.shape[-2:]) == shape}
+        found.append(len(places))
+
+    layers[(layer if isinstance(layer, int) else len(layers)) - 1].register_forward_pre_hook(count)
+    with torch.no_grad():
+        model.backbone.encode(text, packing)
+    assert found == [alive]
