@@ -5,7 +5,8 @@
     python -m cdpvae.train --phase 1                         one process
 
 Reads the processed data of `python -m cdpvae.preprocess`, writes checkpoints and logs below
-`--output-dir`. `--resume latest` continues bit for bit. `--print-config` shows every setting.
+`--output-dir`. `--resume latest` continues bit for bit, on a GPU with `--deterministic`.
+`--print-config` shows every setting.
 """
 
 from __future__ import annotations

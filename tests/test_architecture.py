@@ -228,7 +228,7 @@ def test_folders_stay_small():
 
 
 def test_what_a_gpu_needs_compiles_nothing():
-    """flash-attn is an sdist: pip would compile CUDA code for long, or fail; varlen takes its place."""
+    """flash-attn is an sdist: pip compiles CUDA code for long; varlen takes its place."""
     tree = ast.parse((REPOSITORY / "setup.py").read_text())
     extras = next(
         ast.literal_eval(keyword.value)

@@ -1,5 +1,7 @@
 """Checkpoints that can be trusted: complete, verified, and enough to continue bit for bit.
 
+What repeats its bits on which device: docs/kernels.md.
+
     checkpoint-{step}/
       config.json heads.safetensors adapter_*      the model, as `save_pretrained` writes it
       tokenizer/ settings.json                     what it takes to use it

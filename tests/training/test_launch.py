@@ -191,7 +191,8 @@ def test_the_gpu_script_passes_settings_on_and_stops_its_workers(tmp_path):
     launcher_log, worker_pid = tmp_path / "arguments", tmp_path / "worker"
     stand_in = tmp_path / "deepspeed"
     stand_in.write_text(
-        f'#!/bin/bash\necho "$@" $PYTORCH_CUDA_ALLOC_CONF > {launcher_log}\nsleep 300 &\necho $! > {worker_pid}\nwait\n'
+        f'#!/bin/bash\necho "$@" $PYTORCH_CUDA_ALLOC_CONF > {launcher_log}\n'
+        f"sleep 300 &\necho $! > {worker_pid}\nwait\n"
     )
     stand_in.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}

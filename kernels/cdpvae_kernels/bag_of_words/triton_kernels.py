@@ -122,17 +122,17 @@ def log_sum_exp_kernel(
     BLOCK_Z: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    PROGRAMS: tl.constexpr,
 ):
     """Compute each program's log of the sum of exp over its blocks -> (G, B)."""
     program = tl.program_id(0)
+    stride = tl.num_programs(0) * BLOCK_V
     for first in range(0, num_rows, BLOCK_B):
         row = first + tl.arange(0, BLOCK_B)
         z = _matrix(z_ptr, first, num_rows, width, BLOCK_B, BLOCK_Z)
         # A running log-sum-exp: the peak so far, and the sum relative to it.
         peak = tl.full([BLOCK_B], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_B], tl.float32)
-        for start in range(program * BLOCK_V, vocab, PROGRAMS * BLOCK_V):
+        for start in range(program * BLOCK_V, vocab, stride):
             weight = _matrix(weight_ptr, start, vocab, width, BLOCK_V, BLOCK_Z)
             logits = _logits(z, weight, bias_ptr, start + tl.arange(0, BLOCK_V), vocab)
             higher = tl.maximum(peak, tl.max(logits, axis=1))
@@ -165,7 +165,6 @@ def errors_kernel(
     BLOCK_Z: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    PROGRAMS: tl.constexpr,
 ):
     """Compute the gradient of z (G, B, Z) and LIFT x errors (B, V); for the BCE the loss (G,) too.
 
@@ -173,6 +172,7 @@ def errors_kernel(
     what the targets do.
     """
     program = tl.program_id(0)
+    stride = tl.num_programs(0) * BLOCK_V
     latent = tl.arange(0, BLOCK_Z)
     local = tl.arange(0, BLOCK_B)
     loss = 0.0
@@ -185,7 +185,7 @@ def errors_kernel(
         grad_z = tl.zeros([BLOCK_B, BLOCK_Z], tl.float32)
         if CATEGORICAL:
             lse = tl.load(lse_ptr + row, mask=valid, other=float("inf"))
-        for start in range(program * BLOCK_V, vocab, PROGRAMS * BLOCK_V):
+        for start in range(program * BLOCK_V, vocab, stride):
             columns = start + tl.arange(0, BLOCK_V)
             weight = _matrix(weight_ptr, start, vocab, width, BLOCK_V, BLOCK_Z)
             # Logits live in registers only: they become errors and are dropped.

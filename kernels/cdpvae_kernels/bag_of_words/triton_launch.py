@@ -133,7 +133,7 @@ def head_gradients(
         vocab,
         width,
         LIFT=LIFT.get(weight_dtype, 1.0),
-        BLOCK_Z=_block_z(width),
+        BLOCK_Z=block_z(width),
         **config,
     )
     return grad_weight, grad_bias
@@ -174,7 +174,10 @@ class Head(NamedTuple):
         suffix = "_fp32" if self.weight.dtype == torch.float32 else ""
         config = _by_rows(kernel, self.z, self.z.shape[1], suffix, configs)
         blocks = triton.cdiv(self.weight.shape[0], config["BLOCK_V"])
-        return min(config["PROGRAMS"], blocks), config
+        # The kernel reads off its grid how many there are: no reason to compile it again.
+        return min(config["PROGRAMS"], blocks), {
+            name: value for name, value in config.items() if name != "PROGRAMS"
+        }
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Make an uninitialised tensor beside the operands."""
@@ -224,7 +227,7 @@ def launch_log_sum_exp(head: Head, configs: Configs) -> Tensor:
     # Apart for each program: the caller puts them together in a fixed order.
     out = head.empty(programs, num_rows)
     kernels.log_sum_exp_kernel[(programs,)](
-        *head, out, num_rows, vocab, width, BLOCK_Z=_block_z(width), **config
+        *head, out, num_rows, vocab, width, BLOCK_Z=block_z(width), **config
     )
     return out
 
@@ -267,7 +270,7 @@ def launch_errors(
         WANT_Z=want_z,
         WANT_HEAD=want_head,
         LIFT=head.lift,
-        BLOCK_Z=_block_z(width),
+        BLOCK_Z=block_z(width),
         **config,
     )
     return Sums(loss.sum(), None if grad_z is None else grad_z.sum(dim=0), errors)
@@ -278,28 +281,28 @@ def launch_bag(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Average over each row's tokens: the weight's rows (B, Z) and the logits (B,), fp32.
 
+    The third tensor (B,) int32 counts them: ids outside the vocabulary are none.
+
     head: the operands.
     ids (T,): int64 or int32.
     cu_seqlens (B+1,): int32.
-    The third tensor (B,) int32 counts them: ids outside the vocabulary are none.
-
     """
     num_rows, vocab, width = head.sizes
     # One program a row: a row's tokens are summed in one order.
     mean_weight, mean_logit = head.empty(num_rows, width), head.empty(num_rows)
+    counts = head.empty(num_rows, dtype=torch.int32)
     config = configuration("bow.bag", ids.device, configs)
     kernels.bag_kernel[(num_rows,)](
         *head,
-    counts = head.empty(num_rows, dtype=torch.int32)
         ids.contiguous(),
         cu_seqlens.contiguous(),
         mean_weight,
         mean_logit,
-        width,
-        BLOCK_Z=_block_z(width),
-        **config,
         counts,
         vocab,
+        width,
+        BLOCK_Z=block_z(width),
+        **config,
     )
     return mean_weight, mean_logit, counts
 
@@ -309,20 +312,20 @@ def launch_cells(
     ids: Tensor,
     cu_seqlens: Tensor,
     lse: Tensor,
+    counts: Tensor,
     errors: Tensor,
     configs: Configs,
 ) -> None:
-    counts: Tensor,
     """Overwrite the categorical errors at each row's own tokens, where the targets count.
 
     head: the operands.
     ids (T,): int64 or int32.
     cu_seqlens (B+1,): int32.
     lse (B,): fp32.
+    counts (B,): int32, as `launch_bag` gives them.
     errors (B, V): written at the tokens.
     """
     # No token changes no error: a grid of no programs cannot be launched.
-    counts (B,): int32, as `launch_bag` gives them.
     if ids.numel() == 0:
         return
     num_rows, vocab, width = head.sizes
@@ -332,15 +335,15 @@ def launch_cells(
         ids.contiguous(),
         cu_seqlens.contiguous(),
         lse,
+        counts,
         errors,
         ids.numel(),
         num_rows,
-        counts,
         vocab,
         width,
         STEPS=search_steps(num_rows),
         LIFT=head.lift,
-        BLOCK_Z=_block_z(width),
+        BLOCK_Z=block_z(width),
         **config,
     )
 
@@ -362,9 +365,10 @@ def _by_rows(
     name = f"{kernel}.{'few' if rows.shape[0] <= FEW_ROWS else 'many'}{suffix}"
     config = configuration(name, rows.device, configs)
     # Registers hold BLOCK_V x BLOCK_Z numbers: twice as wide a z takes half as many columns.
-    wide = max(_block_z(width) // USUAL_WIDTH, 1)
+    wide = max(block_z(width) // USUAL_WIDTH, 1)
     return {**config, "BLOCK_V": max(config["BLOCK_V"] // wide, 16)}
 
 
-def _block_z(width: int) -> int:
+def block_z(width: int) -> int:
+    """Return the latent width as the kernels have it: a power of two that the tensor cores take."""
     return max(triton.next_power_of_2(width), 16)

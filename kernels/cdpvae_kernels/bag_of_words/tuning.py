@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from cdpvae_kernels.bag_of_words.triton_launch import (
     FEW_ROWS,
     USUAL_WIDTH,
     Head,
+    block_z,
     head_gradients,
     launch_bag,
     launch_cells,
@@ -22,7 +24,7 @@ from cdpvae_kernels.bag_of_words.triton_launch import (
 from cdpvae_kernels.common.launch_configs import LaunchConfig
 from cdpvae_kernels.common.matmul import HALVES
 from cdpvae_kernels.common.packing import search_steps
-from cdpvae_kernels.common.tuning import POINTERS, Shapes, Specialization, Tunable
+from cdpvae_kernels.common.tuning import POINTERS, Room, Shapes, Specialization, Tunable
 
 
 def specializations() -> dict[str, Specialization]:
@@ -152,12 +154,14 @@ def _rows_tunables(
             blocks | programs,
             lambda config: launch_errors(head, bits, None, True, True, {name: config}),
             read,
+            partial(_room, width=width, dtype=dtype, errors=True),
         ),
         Tunable(
             lse_name,
             blocks | programs,
             lambda config: launch_log_sum_exp(head, {lse_name: config}),
             vocab * width * dtype.itemsize,
+            partial(_room, width=width, dtype=dtype, errors=False),
         ),
     ]
 
@@ -172,6 +176,23 @@ def _rows_tunables(
     return [*found, Tunable(head_name, blocks, launch_head, read)]
 
 
+def _room(config: LaunchConfig, *, width: int, dtype: torch.dtype, errors: bool) -> Room:
+    """Estimate from below what a block of a pass over the vocabulary takes.
+
+    config: its blocks, warps and stages.
+    width: Z.
+    dtype: of all operands.
+    errors: whether it makes errors and the gradient of z too.
+    """
+    # At least four tiles of logits are in registers at once, and the gradient of z.
+    rows, columns, latent = config["BLOCK_B"], config["BLOCK_V"], block_z(width)
+    numbers = 4 * rows * columns + rows * latent
+    # z, the tiles of the weight on their way, and the errors as an operand.
+    ahead = max(config["num_stages"] - 1, 1)
+    shared = rows * latent + ahead * columns * latent + errors * rows * columns
+    return Room(numbers, shared * dtype.itemsize)
+
+
 def _token_tunables(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> list[Tunable]:
     """Make the kernels ready that run over tokens."""
     # A problem of eight rows, and what the kernels before these would have made of it.
@@ -180,7 +201,8 @@ def _token_tunables(shapes: Shapes, device: torch.device, dtype: torch.dtype) ->
     lse, counts = torch.zeros(num_rows, device=device), cu_seqlens.diff()
     errors = torch.zeros(num_rows, shapes.vocab, dtype=dtype, device=device)
 
-    # Small programs: each reads a handful of tokens.
+    # Small programs: each reads a handful of tokens. Loads that feed no product are not pipelined,
+    # so that stages would change nothing.
     blocks: dict[str, tuple[int, ...]] = {"num_warps": (1, 2, 4, 8), "num_stages": (1,)}
     gathered = shapes.tokens * shapes.latent * dtype.itemsize
     return [
@@ -192,7 +214,7 @@ def _token_tunables(shapes: Shapes, device: torch.device, dtype: torch.dtype) ->
         ),
         Tunable(
             "bow.bag",
-            {"BLOCK_T": (16, 32, 64, 128), **blocks, "num_stages": (1, 2, 3)},
+            {"BLOCK_T": (16, 32, 64, 128), **blocks},
             lambda config: launch_bag(head, ids, cu_seqlens, {"bow.bag": config}),
             gathered,
         ),

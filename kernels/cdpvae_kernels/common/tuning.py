@@ -20,6 +20,8 @@ import torch
 import cdpvae_kernels
 from cdpvae_kernels.common.launch_configs import LaunchConfig
 
+# Per thread, on every architecture (CUDA programming guide, compute capabilities).
+MAX_REGISTERS = 255
 # How the compiler calls a pointer to elements of a dtype.
 POINTERS = {
     torch.float32: "*fp32",
@@ -41,9 +43,9 @@ class Specialization:
     constants: the constexprs that no configuration sets.
     aligned: arguments whose value or address is a multiple of 16, as Triton finds at a launch.
     hot: spills are not accepted.
+    keeps_nan: an instruction that its PTX must hold, without which NaN would become a number.
     options: those of the compiler that no configuration sets.
     """
-    keeps_nan: an instruction that its PTX must hold, without which NaN would become a number.
 
     kernel: Any
     config: str
@@ -51,9 +53,9 @@ class Specialization:
     constants: dict[str, Any] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     hot: bool = True
+    keeps_nan: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
-    keeps_nan: str | None = None
 
 @dataclass(frozen=True)
 class Shapes:
@@ -78,6 +80,18 @@ class Shapes:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a block of a kernel takes.
+
+    numbers: of 32 bits, held in registers at once.
+    shared: bytes of shared memory.
+    """
+
+    numbers: int
+    shared: int
+
+
+@dataclass(frozen=True)
 class Tunable:
     """A kernel on data of its own, ready to run with any configuration.
 
@@ -85,12 +99,23 @@ class Tunable:
     candidates: values to try for each entry of the configuration.
     launch: run once with a configuration.
     bytes: read and written by one launch.
+    room: what a block needs with a configuration, estimated from below; what cannot fit is not
+        compiled, which takes the longest there.
     """
 
     config: str
     candidates: dict[str, tuple[int, ...]]
     launch: Callable[[LaunchConfig], object]
     bytes: int
+    room: Callable[[LaunchConfig], Room] | None = None
+
+    def fits(self, config: LaunchConfig, shared_limit: float) -> bool:
+        """Say whether a block may have room on a GPU that gives it `shared_limit` bytes."""
+        if self.room is None:
+            return True
+        room = self.room(config)
+        registers = config["num_warps"] * 32 * MAX_REGISTERS
+        return room.numbers <= registers and room.shared <= shared_limit
 
 
 def tuning_modules() -> list[ModuleType]:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-
 # The target of a position that counts nothing, where `Options.ignores` is set.
 IGNORED = -1
 

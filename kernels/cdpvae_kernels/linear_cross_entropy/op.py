@@ -138,8 +138,8 @@ def linear_cross_entropy(
     num_positions = targets.numel()
     num_valid: int | Tensor = num_positions
     kept = None
-    if ignores:
-        ignored = targets == ignore_index
+    if ignore_index is not None and not has_values(targets):
+        ignored = torch.eq(targets, ignore_index)
         targets, num_valid = targets.masked_fill(ignored, IGNORED), (~ignored).sum()
     elif (kept := _valid_positions(targets, ignore_index)) is not None:
         targets, num_valid = targets.index_select(0, kept), kept.numel()

@@ -117,7 +117,8 @@ def tunables(shapes: Shapes, device: torch.device) -> list[Tunable]:
             {
                 "BLOCK_V": (1024, 2048, 4096, 8192, 16384),
                 "num_warps": (4, 8, 16, 32),
-                "num_stages": (1, 2, 3),
+                # Loads that feed no product are not pipelined.
+                "num_stages": (1,),
             },
             launcher(
                 f"{OP}.rows",

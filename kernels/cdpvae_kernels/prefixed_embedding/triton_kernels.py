@@ -28,6 +28,7 @@ def pack_kernel(
     num_positions,
     num_sequences,
     num_prompts,
+    vocab,
     width,
     STEPS: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -46,6 +47,7 @@ def pack_kernel(
     # Where a token comes from: its position among the ids without prompts.
     token = position - (sequence + 1) * num_prompts
     token_id = tl.load(ids_ptr + token, mask=is_token, other=0).to(tl.int64)
+    tl.device_assert((token_id >= 0) & (token_id < vocab), "an id is outside the vocabulary")
     prompt = sequence.to(tl.int64) * num_prompts + place
 
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -47,6 +47,7 @@ def pack(
         num_positions,
         batch,
         num_prompts,
+        embedding.shape[0],
         width,
         STEPS=search_steps(batch),
         **config,

@@ -28,10 +28,11 @@ def specializations() -> dict[str, Specialization]:
                 "num_positions": "i32",
                 "num_sequences": "i32",
                 "num_prompts": "i32",
+                "vocab": "i32",
                 "width": "i32",
             },
             {"STEPS": search_steps(8)},
-            ("embedding_ptr", "prompts_ptr", "packed_ptr", "num_prompts", "width"),
+            ("embedding_ptr", "prompts_ptr", "packed_ptr", "num_prompts", "vocab", "width"),
         )
 
         # The kernel of the backward pass.

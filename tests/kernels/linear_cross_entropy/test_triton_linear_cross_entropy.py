@@ -158,8 +158,10 @@ def test_nan_stays_nan(dtype, bad):
         hidden[4] = float("nan") if bad == "hidden" else float("inf")
     else:
         # A token that no other position has as its target.
-        column = int(targets[4]) if bad == "target" else next(
-            v for v in range(V) if v not in targets.tolist()
+        column = (
+            int(targets[4])
+            if bad == "target"
+            else next(v for v in range(V) if v not in targets.tolist())
         )
         weight[column] = float("nan")
     loss, nll, lse, *grads = computed(hidden.requires_grad_(), weight.requires_grad_(), targets)
