@@ -215,9 +215,10 @@ def measure(
 
     # Likelihoods without word dropout.
     responses = [ids.tolist() for batch in batches for ids in batch.response.rows()]
+    instructions = [ids.tolist() for batch in batches for ids in batch.instruction.rows()]
     index = torch.cat([batch.sample_index for batch in batches])
     code = Posterior(z, torch.zeros_like(z))
-    rows = EncodedRows(model, responses, index, code, z, batches[0].num_rows)
+    rows = EncodedRows(model, responses, instructions, index, code, z, batches[0].num_rows)
     nll = float(rows.nll(z).mean())
     cost = float(rows.nll(shuffled).mean()) - nll
 

@@ -50,7 +50,10 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # The decoder without z, as the quickstart trains it.
-WITHOUT_LATENT = {"model": {"latent": {"kind": "none"}}, "loss": {"word_dropout": 0.0}}
+WITHOUT_LATENT: Mapping[str, Mapping[str, Any]] = {
+    "model": {"latent": {"kind": "none"}},
+    "loss": {"word_dropout": 0.0},
+}
 
 
 def settings_of(
@@ -74,7 +77,7 @@ def settings_of(
     ranks: processes among which the rows of a step are divided.
     interventions: off, the monitor measures and writes only.
     """
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "model": {"backbone": backbone},
         "collapse": {"collapse_interventions": interventions},
         "data": {"processed_dir": processed},
@@ -93,7 +96,9 @@ def settings_of(
         },
     }
     content: dict[str, dict[str, Any]] = {}
-    for part in (json.loads(RECOMMENDED.read_text()), SIZES, changes, own):
+    parts: list[Mapping[str, Mapping[str, Any]]]
+    parts = [json.loads(RECOMMENDED.read_text()), SIZES, changes, own]
+    for part in parts:
         for group, values in part.items():
             content.setdefault(group, {}).update(values)
     return parse_settings(content)
