@@ -9,6 +9,7 @@ from triton import knobs
 from cdpvae_kernels.common.launch_configs import LaunchConfig, launch_config
 
 
+@torch._dynamo.assume_constant_result
 def interpreting() -> bool:
     """Return True when TRITON_INTERPRET=1 was set as Triton was imported.
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from cdpvae.evaluation.baselines import Baselines
 from cdpvae.evaluation.groups.latent import measure_latent
 from cdpvae.evaluation.groups.likelihood import measure_likelihood
 from cdpvae.evaluation.groups.use import measure_use
@@ -14,7 +15,7 @@ from cdpvae.evaluation.whole.run import Evaluation, Subject, _measure_group
 from support.opened import ROWS, given_run, random_batches
 
 ALONE = {
-    "likelihood": (measure_likelihood, {"baseline": None, "iw_rows": 5, "iw_samples": 3}),
+    "likelihood": (measure_likelihood, {"iw_rows": 5, "iw_samples": 3}),
     "use": (measure_use, {"dimension_rows": 4}),
     "latent": (measure_latent, {}),
 }
@@ -39,7 +40,7 @@ def test_every_group_has_the_figures_that_it_has_alone(make_model, monkeypatch):
         for name, (measure, arguments) in ALONE.items()
     }
     options = WholeOptions(seed=4, seeds=2, iw_rows="5", iw_samples=3, dimension_rows=4)
-    subject, result = Subject(options, opened, None, ROWS), Evaluation({})
+    subject, result = Subject(options, opened, Baselines(), ROWS), Evaluation({})
     encoder = count_calls(monkeypatch, model, "infer")
     for name in ALONE:
         list(_measure_group(name, subject, result))
@@ -54,7 +55,7 @@ def test_every_group_has_the_figures_that_it_has_alone(make_model, monkeypatch):
 
 def test_the_nll_from_the_own_draw_is_computed_once(make_model, monkeypatch):
     opened = given_run(make_model(), random_batches())
-    encoded = Subject(WholeOptions(), opened, None, ROWS).encoded(3, lambda line: None)
+    encoded = Subject(WholeOptions(), opened, Baselines(), ROWS).encoded(3, lambda line: None)
     decoder = count_calls(monkeypatch, opened.model, "decode")
     first = encoded.own_nll
     assert encoded.own_nll is first and len(decoder) == 3
