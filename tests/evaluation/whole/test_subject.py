@@ -15,7 +15,7 @@ from cdpvae.evaluation.whole.run import Evaluation, Subject, _measure_group
 from support.opened import ROWS, given_run, random_batches
 
 ALONE = {
-    "likelihood": (measure_likelihood, {"iw_rows": 5, "iw_samples": 3}),
+    "likelihood": (measure_likelihood, {"baselines": Baselines(), "iw_rows": 5, "iw_samples": 3}),
     "use": (measure_use, {"dimension_rows": 4}),
     "latent": (measure_latent, {}),
 }
