@@ -107,7 +107,8 @@ def test_what_cannot_fit_is_not_even_compiled():
     # Shared memory is the other limit: 3 stages of 256 x 64 in fp32 are 213 KB.
     assert not many.fits({**large, "num_stages": 3, "num_warps": 32}, 101376)
     ran, clock = clock_of(lambda c: 1.0)
-    impossible = dataclasses.replace(many, config=ROWS, candidates={"BLOCK_V": (256,)})
+    one_other = {"BLOCK_V": (256,), "num_warps": (4,), "num_stages": (1,)}
+    impossible = dataclasses.replace(many, config=ROWS, candidates=one_other)
     impossible = dataclasses.replace(
         impossible, launch=ran.append, room=lambda config: Room(10**9, 0)
     )

@@ -185,8 +185,8 @@ def test_errors_too_small_for_fp16_are_kept(z_dtype):
 def test_nan_stays_nan(name, bad):
     operands, rows = problem(4, 5)
     with torch.no_grad():
-        # The second row of z; a token of the head that no row holds.
-        operands[bad][1 if bad == 0 else V - 2] = float("nan")
+        # A row of z that has tokens; a token of the head that no row holds.
+        operands[bad][0 if bad == 0 else V - 2] = float("nan")
     loss, *grads = computed(name, operands, rows)
     assert loss.isnan() and all(grad.isnan().any() for grad in grads)
 
