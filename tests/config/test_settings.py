@@ -120,6 +120,12 @@ def test_shipped_files():
     # Whatever else it changes must be argued for in the README, so it is listed here.
     changed = {"loss": {"bow_reduction": "categorical"}, "collapse": {"watch_use": True}}
     assert json.loads((CONFIGS / "recommended.json").read_text()) == changed
+    # The recipe of docs/recipes.md: every lever that the page names is set.
+    recipe = load_settings(CONFIGS / "autoencoder.json")
+    assert recipe.model.positional_slots and recipe.loss.order_weight
+    assert recipe.model.pooling_positions and recipe.model.pooling_queries > 1
+    assert (recipe.model.projections, recipe.loss.word_dropout_start) == ("linear", 1.0)
+    assert recipe.data.target == "reconstruction"
 
 
 def gaussian(latent_dim) -> dict:
