@@ -6,7 +6,7 @@ Each kernel is compiled with each configuration that `launch_configs.json` ships
 architecture, for the shapes of an 8B Llama, and the tools that come with Triton read the machine
 code. Spills are counted as stores to local memory (STL). `--check` fails where a hot kernel spills,
 a block wants more shared memory than the architecture has, or NaN would become a number. Of a
-Triton before 3.7 a few spills are accepted: it has seven such kernels, of at most eight stores.
+Triton before 3.7 a few spills are accepted: it has five such kernels, of at most eight stores.
 """
 
 from __future__ import annotations
