@@ -83,7 +83,7 @@ def gain_in_last_fifth(log: str) -> float | None:
     # The last validation before the last fifth began, or the first there is.
     last_step, last = curve[-1]
     before = [nll for step, nll in curve[:-1] if step <= 0.8 * last_step] or [curve[0][1]]
-    return before[-1] - last
+    return round(before[-1] - last, 4)
 
 
 def row_of(options: RealTextOptions) -> dict[str, Any]:

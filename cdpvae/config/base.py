@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,3 +32,15 @@ class Group(BaseModel):
         if cls.group is None or not isinstance(content, dict):
             return content
         return rename_keys({cls.group: content})[0][cls.group]
+
+    def refuse_idle(self, names: Iterable[str], switch: str) -> None:
+        """Raise ValueError for a changed setting among `names`: the user expects an effect of it.
+
+        switch: what takes their effect away, as the message says it.
+        """
+        for name in names:
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"{name}={json.dumps(value)} has no effect with {switch}; drop one"
+                )

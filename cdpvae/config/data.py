@@ -134,12 +134,8 @@ class DataConfig(Group):
             (minhash or self.decontaminate, f"{exact} and no decontaminate", _NEAR_SETTINGS),
             (not self.validation_input, files, _SHARE_SETTINGS),
         ):
-            for name in () if active else names:
-                value, default = getattr(self, name), type(self).model_fields[name].default
-                if value != default:
-                    raise ValueError(
-                        f"{name}={json.dumps(value)} has no effect with {switch}; drop one"
-                    )
+            if not active:
+                self.refuse_idle(names, switch)
         if self.language_filter and not self.languages:
             raise ValueError("languages=[] keeps no record; name one, or set language_filter=false")
         return self

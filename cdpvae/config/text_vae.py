@@ -10,9 +10,9 @@ from cdpvae.config.base import Group, Strings
 from cdpvae.config.latents import GaussianConfig, LatentConfig
 
 # What stands before the response in the decoder's input.
-
-
 DecoderReads = Literal["nothing", "instruction"]
+# Settings of the MLPs, without effect where there are none.
+MLP_SETTINGS = ("vae_hidden_dim", "encoder_dropout", "projector_dropout")
 
 
 class ModelConfig(Group):
@@ -148,6 +148,11 @@ class ModelConfig(Group):
         return self.latent.latent_dim
 
     @property
+    def mlp_hidden_dim(self) -> int | None:
+        """Width of the MLPs before and behind z; None where `projections` has one matrix each."""
+        return self.vae_hidden_dim if self.projections == "mlp" else None
+
+    @property
     def reads_instruction(self) -> bool:
         """Whether the decoder reads the instruction before the response."""
         return self.decoder_reads == "instruction"
@@ -197,12 +202,8 @@ class ModelConfig(Group):
         if not self.lora_target_modules:
             raise ValueError("lora_target_modules=[] must name at least one projection")
         # What belongs to the MLPs alone.
-        for name in _MLP_SETTINGS if self.projections == "linear" else ():
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if value != default:
-                raise ValueError(
-                    f"{name}={value} has no effect with projections='linear'; drop one"
-                )
+        if self.projections == "linear":
+            self.refuse_idle(MLP_SETTINGS, "projections='linear'")
         # The noise of dropout has a variance too: measured, it held the rate in training alone.
         mlp_dropout = self.encoder_dropout if self.projections == "mlp" else 0.0
         dropout = max(mlp_dropout, self.pooling_dropout)
@@ -213,7 +214,3 @@ class ModelConfig(Group):
                 "rate, whatever the texts; set both to 0"
             )
         return self
-
-
-# Settings of the MLPs, without effect where there are none.
-_MLP_SETTINGS = ("vae_hidden_dim", "encoder_dropout", "projector_dropout")

@@ -135,7 +135,7 @@ class Gaussian(Latent):
         encoder = VariationalEncoder(
             input_dim,
             latent.latent_dim,
-            config.vae_hidden_dim if config.projections == "mlp" else None,
+            config.mlp_hidden_dim,
             config.encoder_dropout,
             latent.logvar_init_bias,
             latent.logvar_clamp,

@@ -1,8 +1,8 @@
 """AdamW over our own parameter groups, and the learning rate: warm-up, then cosine.
 
 Groups separate LoRA from the heads, parts with a learning rate of their own from both, and decay
-from no decay. Empty groups are dropped (torch's
-schedulers fail on them) and a group holds one dtype (DeepSpeed promotes a mixed one silently).
+from no decay. Empty groups are dropped (torch's schedulers fail on them) and a group holds one
+dtype (DeepSpeed promotes a mixed one silently).
 """
 
 from __future__ import annotations

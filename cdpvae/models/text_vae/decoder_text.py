@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cdpvae.batch import PackedText, SpecialTokens
 from cdpvae.config import ModelConfig
+from cdpvae.models.text_vae.packing import row_of_tokens
 from cdpvae_kernels.common.checks import readable
 
 
@@ -52,9 +53,15 @@ class DecoderText:
             )
         # A token moves by what stands before it of the other kind: the instructions up to its own
         # row for one of a response, the responses of earlier rows for one of an instruction.
-        positions = token + instruction.cu_seqlens[1:].long()[_row_of(response)]
+        positions = (
+            token
+            + instruction.cu_seqlens[1:].long()[row_of_tokens(response.cu_seqlens, len(token))]
+        )
         before = torch.arange(instruction.ids.numel(), device=input_ids.device)
-        before = before + response.cu_seqlens[:-1].long()[_row_of(instruction)]
+        before = (
+            before
+            + response.cu_seqlens[:-1].long()[row_of_tokens(instruction.cu_seqlens, len(before))]
+        )
         ids = input_ids.new_empty(len(positions) + len(before))
         ids = ids.index_copy(0, before, instruction.ids).index_copy(0, positions, input_ids)
         cu_seqlens = instruction.cu_seqlens + response.cu_seqlens
@@ -89,9 +96,3 @@ def text_begun(tokens: SpecialTokens, num_rows: int, instruction: PackedText | N
     bos = PackedText.from_lists([[tokens.bos]] * num_rows)
     bos = bos if device is None else bos.to(device)
     return DecoderText.of(bos.ids, bos, instruction).text
-
-
-def _row_of(text: PackedText) -> Tensor:
-    """Return the row of every token, int64."""
-    # Without `output_size` the length of the result would be read back from the device.
-    return torch.repeat_interleave(text.lengths, output_size=text.ids.numel()).long()

@@ -36,8 +36,12 @@ class Writer(Protocol):
         """Return the soft prompts of z -> (B, P, D)."""
         ...
 
-    def embed_at(self, ids: Tensor, z: Tensor, column: Tensor) -> Tensor:
-        """Return the decoder's input for tokens (B, L) at these response positions -> (B, L, D)."""
+    def slots_of(self, z: Tensor) -> Tensor | None:
+        """Return what positions of the response read of z; None where they read nothing."""
+        ...
+
+    def embed_at(self, ids: Tensor, slots: Tensor | None, column: Tensor) -> Tensor:
+        """Return the decoder's input (B, L, D) for tokens (B, L) at these response positions."""
         ...
 
 
@@ -100,7 +104,8 @@ def generate_ids(
     shortest = int(lengths.min())
     # The last token given is the response's BOS, its position 0.
     column = torch.arange(shortest, device=lengths.device) - (lengths - 1)[:, None]
-    inputs = model.embed_at(given[:, :shortest], z, column)
+    slots = model.slots_of(z)
+    inputs = model.embed_at(given[:, :shortest], slots, column)
     inputs = torch.cat((model.soft_prompts(z), inputs), dim=1)
     finished = torch.zeros(len(z), dtype=torch.bool, device=embedding.device)
     counts, steps = torch.zeros_like(lengths), []
@@ -119,7 +124,7 @@ def generate_ids(
         finished = finished | (writes & (token == tokens.eos)) | (counts >= max_length)
         if bool(finished.all()):
             break
-        inputs = model.embed_at(token[:, None], z, (place - (lengths - 1))[:, None])
+        inputs = model.embed_at(token[:, None], slots, (place - (lengths - 1))[:, None])
     # Rows began to write at different steps.
     start = (lengths - shortest)[:, None]
     column = start + torch.arange(int(counts.max()), device=start.device)

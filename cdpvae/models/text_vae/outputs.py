@@ -17,9 +17,9 @@ class Decoded:
     """The decoder's packed output.
 
     hidden (T + B*P, D): in the prefixed packing, longer by the instructions where the decoder reads
-    them. positions (T,) int64: where each position of the
-    response is in `hidden`. predicted (T, D): hidden states of the response's positions that know
-    z and their place but no word; None without `positional_slots`.
+    them. positions (T,) int64: where each position of the response is in `hidden`. predicted
+    (T, D): hidden states of the response's positions that know z and their place but no word; None
+    without `positional_slots`.
     """
 
     hidden: Tensor

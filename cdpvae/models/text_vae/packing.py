@@ -58,8 +58,7 @@ class Packing:
         """
         # Find the sequence of every token and its position in it.
         device, num_rows = cu_seqlens.device, cu_seqlens.numel() - 1
-        # Without `output_size` the length of the result would be read back from the device.
-        row = torch.repeat_interleave(cu_seqlens.diff(), output_size=num_tokens).long()
+        row = row_of_tokens(cu_seqlens, num_tokens)
         token = torch.arange(num_tokens, device=device)
         column = token - cu_seqlens[:-1].long()[row]
         # Find where prefixes and texts lie among the keys, when they are joined.
@@ -143,6 +142,15 @@ class Packing:
         """Drop the padding, (B, L, ...) -> (T, ...)."""
         flat = x_BLX.flatten(0, 1)
         return flat if self.is_dense else flat.index_select(0, self.slot)
+
+
+def row_of_tokens(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Return the sequence of every packed token, (T,) int64.
+
+    cu_seqlens (B+1,): where every sequence starts. num_tokens: T.
+    """
+    # Without `output_size` the length of the result would be read back from the device.
+    return torch.repeat_interleave(cu_seqlens.diff(), output_size=num_tokens).long()
 
 
 def causal_mask(queries: int, keys: int, device: torch.device) -> Tensor:

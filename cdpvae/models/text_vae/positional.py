@@ -69,21 +69,25 @@ class PositionalProjector(nn.Module):
 
     def states(self, z_BZ: Tensor, packing: Packing) -> Tensor:
         """Return what each position reads, for responses packed so -> (T, D)."""
-        return packing.unpad(self._read(z_BZ, torch.arange(packing.max_len, device=z_BZ.device)))
+        every = torch.arange(packing.max_len, device=z_BZ.device)
+        return packing.unpad(self._read(self.slots_of(z_BZ), every))
+
+    def slots_of(self, z_BZ: Tensor) -> Tensor:
+        """Project z (B, Z) to its slots (B, K, D)."""
+        return self.slots(z_BZ.to(self.table.dtype)).unflatten(-1, (self.num_slots, -1))
 
     def additions(self, states_XD: Tensor) -> Tensor:
         """Return what is added to the input embedding of positions in these states (..., D)."""
         return self.gain * self.norm(self.mix(states_XD))
 
-    def additions_at(self, z_BZ: Tensor, column_BL: Tensor) -> Tensor:
+    def additions_at(self, slots_BKD: Tensor, column_BL: Tensor) -> Tensor:
         """Return the additions of single positions, 0 at negative ones -> (B, L, D)."""
-        additions = self.additions(self._read(z_BZ, column_BL))
+        additions = self.additions(self._read(slots_BKD, column_BL))
         return additions.masked_fill((column_BL < 0)[..., None], 0.0)
 
-    def _read(self, z_BZ: Tensor, positions: Tensor) -> Tensor:
+    def _read(self, slots_BKD: Tensor, positions: Tensor) -> Tensor:
         """Read the slots of every row at positions (L,), or its own (B, L) -> (B, L, D)."""
-        slots = self.slots(z_BZ.to(self.table.dtype)).unflatten(-1, (self.num_slots, -1))
-        return self.table[positions.clamp(0, len(self.table) - 1)] @ slots
+        return self.table[positions.clamp(0, len(self.table) - 1)] @ slots_BKD
 
 
 def root_mean_square(weight: Tensor) -> Tensor:

@@ -7,8 +7,7 @@
 The logits of the decoder are never made in training: the losses take hidden states and the head.
 What a code and a z are is the business of the latent family (`cdpvae.latents`).
 
-Legend: B rows, T packed tokens, N target positions, L longest row, Z latent, P prompts, D hidden,
-V vocabulary.
+Legend: B rows, T packed tokens, L longest row, Z latent, P prompts, D hidden.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         self.layer_mix = self.pooling = self.projector = self.deep_prefix = self.bow_head = None
         self.positional = None
         family, hidden = family_of(config), llama.hidden_size
-        pooled = hidden
+        self.pooled_dim = hidden
         if family.reads_text:
             if config.encoder_layer == "mix":
                 self.layer_mix = LayerMix(self.backbone.num_states)
@@ -86,13 +85,13 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
                 config.pooling_queries,
                 config.pooling_positions,
             )
-            pooled = self.pooling.output_dim
-        self.latent = family.of(config, pooled)
+            self.pooled_dim = self.pooling.output_dim
+        self.latent = family.of(config, self.pooled_dim)
         if family.reads_text:
             width = self.latent.flat_dim
             self.projector = SoftPromptProjector(
                 width,
-                config.vae_hidden_dim if config.projections == "mlp" else None,
+                config.mlp_hidden_dim,
                 hidden,
                 config.num_soft_tokens,
                 config.projector_dropout,
@@ -130,10 +129,7 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
 
     def head_modules(self) -> dict[str, nn.Module]:
         """Return the trainable modules beside LoRA, by attribute name."""
-        names = (
-            *("layer_mix", "pooling", "latent", "projector", "deep_prefix", "bow_head"),
-            "positional",
-        )
+        names = "layer_mix pooling latent projector deep_prefix bow_head positional".split()
         modules = {name: getattr(self, name) for name in names}
         return {name: module for name, module in modules.items() if module is not None}
 
@@ -212,15 +208,19 @@ class LlamaSoftPromptVAE(nn.Module, ModelHubMixin, library_name="cdpvae", licens
         """Return the soft prompts of z (B, *latent.shape) -> (B, P, D)."""
         return self._prompts(z, z.shape[0])
 
-    def embed_at(self, ids: Tensor, z: Tensor | None, column: Tensor) -> Tensor:
-        """Return the decoder's input for tokens (B, L) at these positions of responses of z.
+    def slots_of(self, z: Tensor | None) -> Tensor | None:
+        """Return the slots of z, made once for a whole text; None where there are none."""
+        return None if self.positional is None else self.positional.slots_of(flat_z(z))
 
-        column (B, L) int64: negative where a token comes before the response. -> (B, L, D).
+    def embed_at(self, ids: Tensor, slots: Tensor | None, column: Tensor) -> Tensor:
+        """Return the decoder's input (B, L, D) for tokens (B, L) at these response positions.
+
+        slots: of `slots_of`. column (B, L) int64: negative for a token before the response.
         """
         embeds = nn.functional.embedding(ids, self.backbone.embedding_weight)
-        if self.positional is None:
+        if self.positional is None or slots is None:
             return embeds
-        return embeds + self.positional.additions_at(flat_z(z), column).to(embeds.dtype)
+        return embeds + self.positional.additions_at(slots, column).to(embeds.dtype)
 
     def fill_prefix_cache(self, z: Tensor | None, cache: Cache) -> int:
         """Put the deep prefix of z into an empty cache -> the position of the next token."""

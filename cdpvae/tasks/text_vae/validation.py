@@ -106,9 +106,7 @@ class Validation:
         return {name: "+" if name.startswith("z_use_") else BETTER.get(name, "") for name in names}
 
     def _code_of_zeros(self, rows: int) -> Code:
-        pooling = self.model.pooling
-        width = self.model.backbone.config.hidden_size if pooling is None else pooling.output_dim
-        pooled = torch.zeros(rows, width)
+        pooled = torch.zeros(rows, self.model.pooled_dim)
         heads = next(self.model.latent.parameters(), pooled)
         with torch.no_grad(), self.model.evaluating():
             return self.model.latent.infer(pooled.to(heads))

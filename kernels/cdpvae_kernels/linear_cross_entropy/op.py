@@ -134,12 +134,13 @@ def linear_cross_entropy(
 
     # Leave out the positions that are not valid, so that their logits are never computed. A traced
     # graph has no values to choose by: there all stay, and the implementation zeroes some.
-    ignores = ignore_index is not None and not has_values(targets)
+    ignored = None
+    if ignore_index is not None and not has_values(targets):
+        ignored = torch.eq(targets, ignore_index)
     num_positions = targets.numel()
     num_valid: int | Tensor = num_positions
     kept = None
-    if ignore_index is not None and not has_values(targets):
-        ignored = torch.eq(targets, ignore_index)
+    if ignored is not None:
         targets, num_valid = targets.masked_fill(ignored, IGNORED), (~ignored).sum()
     elif (kept := _valid_positions(targets, ignore_index)) is not None:
         targets, num_valid = targets.index_select(0, kept), kept.numel()
@@ -155,7 +156,7 @@ def linear_cross_entropy(
         None if positions is None else positions.to(torch.int64),
         _scale(divisor, num_valid, hidden),
         name,
-        *Options(chunk_bytes, z_loss, softcap, *wanted, ignores),
+        *Options(chunk_bytes, z_loss, softcap, *wanted, ignored is not None),
     )
     if not return_stats:
         return loss

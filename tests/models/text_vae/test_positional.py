@@ -40,7 +40,8 @@ def test_every_position_reads_the_slots_of_its_row(projector):
             expected.append(sum(table[k] * slots[k] for k in range(SLOTS)))
     torch.testing.assert_close(states, torch.stack(expected))
     # Written word by word it is the same.
-    single = projector.additions_at(z, torch.tensor([[2, 3], [-1, 1], [2, 6]]))
+    places = torch.tensor([[2, 3], [-1, 1], [2, 6]])
+    single = projector.additions_at(projector.slots_of(z), places)
     wanted = projector.additions(states)[[2, 3, 8, 11]]
     torch.testing.assert_close(single[[0, 0, 1, 2], [0, 1, 1, 0]], wanted)
     assert (single[1, 0] == 0).all()
@@ -65,7 +66,8 @@ def test_the_decoder_sees_it_at_the_response_only(make_model, batch):
         for row, ids in enumerate(batch.response.rows()):
             inputs = F.embedding(ids, model.backbone.embedding_weight)
             own = z[row : row + 1]
-            added = model.positional.additions_at(own, torch.arange(len(ids))[None])[0]
+            every = torch.arange(len(ids))[None]
+            added = model.positional.additions_at(model.slots_of(own), every)[0]
             inputs = torch.cat((model.soft_prompts(own)[0], inputs + added))
             hidden = model.backbone.decode(inputs, packing_of([len(inputs)]))
             start, stop = batch.response.cu_seqlens[row], batch.response.cu_seqlens[row + 1]
